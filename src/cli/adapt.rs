@@ -1,0 +1,374 @@
+//! `accentor adapt`: teaches the model from labelled clips or pictures.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::options::{AdapterArgs, AugmentArgs, ModelArgs, Recipe, read_dataset};
+use super::{memory, report};
+use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError, sweep};
+use crate::{Adapter, Augment, Model};
+
+/// Teach the model from labelled examples and write an adapter
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    accentor adapt --model models/kws-commands --data my-clips --out my-accent\n  \
+    accentor adapt --model net.onnx --labels cat,dog --data train.csv --eval test.csv --out porch-camera --lr auto\n\n\
+    DATA is a folder with a folder a label, or a CSV with the columns path,label. --eval and --guard are only\n\
+    reported: nothing is chosen by them.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Labelled examples to learn from
+    #[arg(long, value_name = "DATA")]
+    data: PathBuf,
+    /// Folder for the adapter; replaced when the new one is complete
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Examples for early stop and for --lr auto
+    #[arg(long, value_name = "DATA")]
+    valid: Option<PathBuf>,
+    /// Examples to report accuracy on, before and after
+    #[arg(long, value_name = "DATA")]
+    eval: Option<PathBuf>,
+    /// Examples mixed into training, so that what they hold is not forgotten
+    #[arg(long, value_name = "DATA")]
+    replay: Option<PathBuf>,
+    /// Examples that must not get worse: reported before and after
+    #[arg(long, value_name = "DATA")]
+    guard: Option<PathBuf>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    augment: AugmentArgs,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// How to train.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Training")]
+pub(super) struct TrainingArgs {
+    /// Passes over the data
+    #[arg(long)]
+    pub(super) epochs: Option<usize>,
+    /// Peak learning rate, or auto: short trials on cross-validation inside the data (or on --valid)
+    #[arg(long, value_name = "X|auto", value_parser = parse_rate)]
+    pub(super) lr: Option<Rate>,
+    /// Clips a step
+    #[arg(long, default_value_t = 16)]
+    pub(super) batch: usize,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Threads; the result does not depend on it
+    #[arg(long, default_value_t = 1)]
+    pub(super) threads: usize,
+    /// How the rate moves
+    #[arg(long, value_enum, default_value_t = ScheduleName::OneCycle)]
+    pub(super) schedule: ScheduleName,
+    /// Share of the steps in which the rate rises
+    #[arg(long, default_value_t = 0.3)]
+    pub(super) warmup: f32,
+    /// Optimiser
+    #[arg(long, value_enum, default_value_t = OptimiserName::Adamw)]
+    pub(super) optimiser: OptimiserName,
+    /// Weight decay
+    #[arg(long, default_value_t = 0.01)]
+    pub(super) weight_decay: f32,
+    /// Momentum of sgd
+    #[arg(long, default_value_t = 0.9)]
+    pub(super) momentum: f32,
+    /// Largest norm of the gradient
+    #[arg(long, value_name = "NORM")]
+    pub(super) clip_norm: Option<f32>,
+    /// Label smoothing
+    #[arg(long, default_value_t = 0.0)]
+    pub(super) label_smoothing: f32,
+    /// Epochs without a better validation loss after which training ends
+    #[arg(long, default_value_t = 10)]
+    pub(super) patience: usize,
+}
+
+/// `--lr`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rate {
+    Auto,
+    Fixed(f32),
+}
+
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    if text == "auto" {
+        return Ok(Rate::Auto);
+    }
+    match text.parse::<f32>() {
+        Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(Rate::Fixed(rate)),
+        _ => Err("expected a positive number such as 5e-3, or auto".into()),
+    }
+}
+
+/// `--schedule`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum ScheduleName {
+    OneCycle,
+    Cosine,
+    Constant,
+}
+
+/// `--optimiser`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum OptimiserName {
+    Adamw,
+    Sgd,
+}
+
+impl TrainingArgs {
+    fn config(&self, kind: &str) -> TrainConfig {
+        let recipe = Recipe::of(kind);
+        let adamw = OptimiserKind::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: self.weight_decay };
+        TrainConfig {
+            epochs: self.epochs.unwrap_or(recipe.epochs),
+            batch: self.batch,
+            rate: match self.lr {
+                Some(Rate::Fixed(rate)) => rate,
+                _ => recipe.rate,
+            },
+            schedule: match self.schedule {
+                ScheduleName::OneCycle => Schedule::OneCycle { warmup: self.warmup },
+                ScheduleName::Cosine => Schedule::Cosine { warmup: self.warmup },
+                ScheduleName::Constant => Schedule::Constant,
+            },
+            optimiser: match self.optimiser {
+                OptimiserName::Adamw => adamw,
+                OptimiserName::Sgd => {
+                    OptimiserKind::Sgd { momentum: self.momentum, weight_decay: self.weight_decay }
+                }
+            },
+            clip_norm: self.clip_norm,
+            smoothing: self.label_smoothing,
+            patience: Some(self.patience),
+            seed: self.seed,
+            ..TrainConfig::default()
+        }
+    }
+}
+
+/// What a run found, as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub(super) struct Outcome {
+    pub(super) trainable_parameters: usize,
+    pub(super) adapter_bytes: u64,
+    pub(super) examples: usize,
+    pub(super) steps: usize,
+    pub(super) epochs: usize,
+    pub(super) kept_epoch: usize,
+    pub(super) learning_rate: f32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) rate_trials: Vec<RateTrial>,
+    pub(super) losses: Vec<f32>,
+    pub(super) cancelled: bool,
+    pub(super) seconds: f64,
+    pub(super) peak_rss_bytes: u64,
+    pub(super) evaluated_on: &'static str,
+    pub(super) before: Evaluation,
+    pub(super) after: Evaluation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) guard: Option<BeforeAfter>,
+    pub(super) out: String,
+}
+
+/// Two evaluations of the same data.
+#[derive(Debug, Serialize)]
+pub(super) struct BeforeAfter {
+    pub(super) before: Evaluation,
+    pub(super) after: Evaluation,
+}
+
+/// The data of a run, read.
+pub(super) struct Material {
+    pub(super) train: Examples,
+    pub(super) valid: Option<Examples>,
+    pub(super) replay: Option<Examples>,
+}
+
+/// What training gave.
+pub(super) struct Trained {
+    pub(super) adapter: Adapter,
+    pub(super) report: crate::train::FitReport,
+    pub(super) rate: f32,
+    pub(super) trials: Vec<RateTrial>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let model = args.model.open()?;
+    let kind = model.front_end();
+    let (augment, variants) = args.augment.augment(kind);
+    augment.check()?;
+    let config = args.training.config(kind);
+    config.check()?;
+    let adapter = model.new_adapter(&args.adapter.spec(), args.training.seed)?;
+
+    let plain = Augment::default();
+    let read = |flag: &str, path: &Option<PathBuf>, augment: &Augment, variants: usize| -> anyhow::Result<Option<Examples>> {
+        let Some(path) = path else { return Ok(None) };
+        let data = read_dataset(flag, path)?;
+        Ok(Some(model.examples(&data, augment, variants, args.training.seed).with_context(|| format!("in {flag} {}", path.display()))?))
+    };
+    let Some(train) = read("--data", &Some(args.data.clone()), &augment, variants)? else { bail!("no data") };
+    let replay = read("--replay", &args.replay, &augment, variants)?;
+    let valid = read("--valid", &args.valid, &plain, 1)?;
+    let eval = read("--eval", &args.eval, &plain, 1)?;
+    let guard = read("--guard", &args.guard, &plain, 1)?;
+    if replay.is_none() {
+        check_classes(&model, &train)?;
+    }
+
+    let (evaluated_on, measured) = match (&eval, &valid) {
+        (Some(eval), _) => ("eval", eval),
+        (None, Some(valid)) => ("valid", valid),
+        (None, None) => ("data", &train),
+    };
+    let frozen = model.session(None)?;
+    let before = frozen.evaluate(model.labels(), measured)?;
+    let guard_before = guard.as_ref().map(|g| frozen.evaluate(model.labels(), g)).transpose()?;
+    drop(frozen);
+
+    let automatic = matches!(args.training.lr, Some(Rate::Auto));
+    let material = Material { train: train.clone(), valid: valid.clone(), replay };
+    let trained = train_adapter(&model, adapter, &config, automatic, material, args.training.threads)?;
+
+    let session = model.session(Some(&trained.adapter))?;
+    let after = session.evaluate(model.labels(), measured)?;
+    let guard = match (&guard, guard_before) {
+        (Some(g), Some(before)) => Some(BeforeAfter { before, after: session.evaluate(model.labels(), g)? }),
+        _ => None,
+    };
+    crate::lora::write(&args.out, &trained.adapter)?;
+    let outcome = Outcome {
+        trainable_parameters: trained.adapter.parameters(),
+        adapter_bytes: folder_bytes(&args.out),
+        examples: train.len(),
+        steps: trained.report.steps,
+        epochs: trained.report.epochs,
+        kept_epoch: trained.report.kept_epoch,
+        learning_rate: trained.rate,
+        rate_trials: trained.trials,
+        losses: trained.report.losses,
+        cancelled: trained.report.cancelled,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_rss_bytes: memory::peak_rss_bytes(),
+        evaluated_on,
+        before,
+        after,
+        guard,
+        out: args.out.display().to_string(),
+    };
+    if args.json { report::json(&outcome) } else { print(&outcome) }
+}
+
+/// Caches the frozen prefix, finds the rate if asked, trains.
+pub(super) fn train_adapter(
+    model: &Model,
+    adapter: Adapter,
+    config: &TrainConfig,
+    automatic: bool,
+    material: Material,
+    threads: usize,
+) -> anyhow::Result<Trained> {
+    let mut trainer = model.trainer(adapter, threads)?;
+    let count = material.train.len();
+    let train = trainer.cache(&material.train)?;
+    let valid = material.valid.as_ref().map(|v| trainer.cache(v)).transpose()?;
+    let replay = material.replay.as_ref().map(|r| trainer.cache(r)).transpose()?;
+    drop(material);
+    let splits = Splits { train: &train, replay: replay.as_ref(), valid: valid.as_ref() };
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let on_signal = interrupt(&stop)?;
+    let bar = ProgressBar::no_length();
+    let style = ProgressStyle::with_template("{msg:24} {bar:32} {pos}/{len} steps, {elapsed}");
+    bar.set_style(style.context("the progress bar's template")?);
+    let mut config = config.clone();
+    let mut trials = Vec::new();
+    if automatic {
+        bar.set_message("finding the rate");
+        let go_on = &mut || {
+            bar.tick();
+            !stop.load(Ordering::Relaxed)
+        };
+        (config.rate, trials) = sweep(&mut trainer, &config, splits, go_on)?;
+    }
+    let report = trainer.fit(&config, splits, &mut |p| {
+        bar.set_length(p.steps as u64);
+        bar.set_position(p.step as u64);
+        bar.set_message(format!("epoch {}/{} loss {:.4}", p.epoch, p.epochs, p.loss));
+        !stop.load(Ordering::Relaxed)
+    })?;
+    bar.finish_and_clear();
+    for id in on_signal {
+        signal_hook::low_level::unregister(id);
+    }
+    if report.cancelled {
+        report::note("stopped: the adapter is kept as it is now");
+    }
+    let mut adapter = trainer.adapter();
+    adapter.steps = report.steps;
+    adapter.examples = count;
+    Ok(Trained { adapter, report, rate: config.rate, trials })
+}
+
+/// The first Ctrl-C ends training at the next step; a second one ends the process.
+fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<Vec<signal_hook::SigId>> {
+    let mut ids = Vec::new();
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let register = || -> std::io::Result<[signal_hook::SigId; 2]> {
+            let hard = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
+            Ok([hard, signal_hook::flag::register(signal, stop.clone())?])
+        };
+        ids.extend(register().context("cannot listen for Ctrl-C")?);
+    }
+    Ok(ids)
+}
+
+/// One class alone teaches the model to say that class always.
+fn check_classes(model: &Model, train: &Examples) -> Result<(), TrainError> {
+    match train.targets() {
+        [] => Err(TrainError::Empty),
+        [first, rest @ ..] if rest.iter().all(|t| t == first) => {
+            Err(TrainError::OneClass { label: model.labels()[*first].clone(), count: train.len() })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn folder_bytes(folder: &std::path::Path) -> u64 {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum()
+}
+
+fn print(o: &Outcome) -> anyhow::Result<()> {
+    report::line(&format!(
+        "{} trained values in {} steps ({} epochs, rate {:e}), {:.1} s, peak memory {:.1} MiB",
+        o.trainable_parameters,
+        o.steps,
+        o.epochs,
+        o.learning_rate,
+        o.seconds,
+        o.peak_rss_bytes as f64 / 1048576.0
+    ))?;
+    let on = if o.evaluated_on == "data" { "the training data (give --eval for others)" } else { o.evaluated_on };
+    report::line(&format!("on {on}: {} -> {}", report::accuracy(&o.before), report::accuracy(&o.after)))?;
+    if let Some(guard) = &o.guard {
+        report::line(&format!("on guard: {} -> {}", report::accuracy(&guard.before), report::accuracy(&guard.after)))?;
+    }
+    report::line(&format!("adapter: {} ({:.1} KB)", o.out, o.adapter_bytes as f64 / 1000.0))
+}

@@ -1,0 +1,51 @@
+//! `accentor merge`: writes an ONNX file with the adapter in its weights.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::options::ModelArgs;
+use super::report;
+
+/// Write an ONNX file with the adapter merged into its weights
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  accentor merge --model models/kws-commands --adapter my-accent --out merged.onnx\n\n\
+    Every byte but the payload of the adapted weights is copied. The frozen file stays: to unmerge, use it.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Adapter folder
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// The ONNX file to write
+    #[arg(long, value_name = "MERGED.onnx")]
+    out: PathBuf,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Outcome {
+    out: String,
+    bytes: usize,
+    sites: usize,
+    notes: Vec<String>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let model = args.model.open()?;
+    let sites = model.sites();
+    let (adapter, bound) = crate::lora::load(&args.adapter, model.graph(), &sites, model.sha256())?;
+    let bytes = std::fs::read(model.path()).with_context(|| format!("cannot read {}", model.path().display()))?;
+    let merged = crate::lora::merge::merge(&bytes, model.graph(), &adapter, &bound)?;
+    crate::store::write_file(&args.out, &merged.bytes)?;
+    let out = args.out.display().to_string();
+    let outcome = Outcome { out, bytes: merged.bytes.len(), sites: bound.len(), notes: merged.notes };
+    if args.json {
+        return report::json(&outcome);
+    }
+    report::line(&format!("{}: {} bytes, {} layers merged", outcome.out, outcome.bytes, outcome.sites))?;
+    outcome.notes.iter().try_for_each(|note| report::line(&format!("  {note}")))
+}

@@ -1,0 +1,74 @@
+//! The command line, one file a verb; the only place that prints.
+
+mod adapt;
+mod bench;
+mod demo;
+mod eval;
+mod init;
+mod inspect;
+mod memory;
+mod merge;
+mod options;
+mod predict;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Teaches a frozen ONNX model the local accent or camera, on the device.
+#[derive(Debug, Parser)]
+#[command(
+    name = "accentor",
+    version,
+    about,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\n\n\
+                  First steps:\n  accentor demo\n  accentor init my-model.onnx\n  \
+                  accentor adapt --model model.toml --data my-clips --out my-accent"
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Init(init::Args),
+    Inspect(inspect::Args),
+    Adapt(Box<adapt::Args>),
+    Eval(eval::Args),
+    Predict(predict::Args),
+    Merge(merge::Args),
+    Bench(bench::Args),
+    Demo(demo::Args),
+}
+
+/// Runs the command line of this process and says how it ended.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Clap prints help and version as "errors" of code 0.
+            let code = if error.use_stderr() { 2 } else { 0 };
+            report::clap(&error);
+            return ExitCode::from(code);
+        }
+    };
+    let result = match &cli.verb {
+        Verb::Init(args) => init::run(args),
+        Verb::Inspect(args) => inspect::run(args),
+        Verb::Adapt(args) => adapt::run(args),
+        Verb::Eval(args) => eval::run(args),
+        Verb::Predict(args) => predict::run(args),
+        Verb::Merge(args) => merge::run(args),
+        Verb::Bench(args) => bench::run(args),
+        Verb::Demo(args) => demo::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::error(&error);
+            ExitCode::from(1)
+        }
+    }
+}

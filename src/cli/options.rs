@@ -1,0 +1,157 @@
+//! Flags that several verbs share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::graph::Choice;
+use crate::source::{Dataset, dataset};
+use crate::{AdapterSpec, Augment, Model, ModelOptions};
+
+/// The model.
+#[derive(Debug, clap::Args)]
+pub(super) struct ModelArgs {
+    /// The model: an .onnx file, or a model.toml (or its folder) that also names labels and front end
+    #[arg(long, value_name = "MODEL")]
+    pub(super) model: PathBuf,
+    #[command(flatten)]
+    pub(super) details: ModelDetails,
+}
+
+/// What a bare .onnx file does not say.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct ModelDetails {
+    /// Output to use, by name [default: the first]
+    #[arg(long, value_name = "NAME")]
+    pub(super) output: Option<String>,
+    /// Labels in the order of the scores, e.g. yes,no,stop [default: those of model.toml, else 0,1,2…]
+    #[arg(long, value_delimiter = ',', value_name = "LABELS")]
+    pub(super) labels: Vec<String>,
+    /// Input shape with batch 1 first, e.g. 1,98,40, where the file leaves it open
+    #[arg(long, value_delimiter = ',', value_name = "SHAPE")]
+    pub(super) input_shape: Vec<usize>,
+}
+
+impl ModelDetails {
+    /// Opens the model.
+    pub(super) fn open(&self, model: &Path) -> anyhow::Result<Model> {
+        let options = ModelOptions {
+            output: self.output.clone(),
+            labels: self.labels.clone(),
+            input_shape: (!self.input_shape.is_empty()).then(|| self.input_shape.clone()),
+            front_end: None,
+        };
+        Model::open_with(model, &options).with_context(|| format!("cannot open the model {}", model.display()))
+    }
+}
+
+impl ModelArgs {
+    /// Opens the model.
+    pub(super) fn open(&self) -> anyhow::Result<Model> {
+        self.details.open(&self.model)
+    }
+}
+
+/// What to train.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct AdapterArgs {
+    /// Rank of each low-rank pair (a layer that is narrower gets its own width)
+    #[arg(long, default_value_t = 8)]
+    pub(super) rank: usize,
+    /// The pair counts alpha/rank [default: 2 * rank]
+    #[arg(long)]
+    pub(super) alpha: Option<f32>,
+    /// Layers to adapt: auto (all but depthwise), all, or a regular expression over node names
+    #[arg(long, default_value = "auto", value_parser = parse_choice)]
+    pub(super) sites: Choice,
+    /// Train the last dense layer whole in place of a low-rank pair
+    #[arg(long)]
+    pub(super) head: bool,
+}
+
+fn parse_choice(text: &str) -> Result<Choice, String> {
+    Choice::parse(text)
+}
+
+impl AdapterArgs {
+    /// As the library takes it.
+    pub(super) fn spec(&self) -> AdapterSpec {
+        let alpha = self.alpha.unwrap_or(2.0 * self.rank as f32);
+        AdapterSpec { rank: self.rank, alpha, sites: self.sites.clone(), head: self.head }
+    }
+}
+
+/// Random changes to training clips and pictures.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Augmentation")]
+pub(super) struct AugmentArgs {
+    /// Versions of each clip or picture: itself and this many less one with random changes
+    #[arg(long, value_name = "N")]
+    pub(super) variants: Option<usize>,
+    /// Move clips by up to this many milliseconds
+    #[arg(long, value_name = "MS")]
+    pub(super) shift_ms: Option<f32>,
+    /// Play clips faster or slower by up to this fraction
+    #[arg(long, value_name = "FRACTION")]
+    pub(super) speed: Option<f32>,
+    /// Make clips louder or softer by up to this many dB
+    #[arg(long, value_name = "DB")]
+    pub(super) gain_db: Option<f32>,
+    /// Add noise at a signal-to-noise ratio of at least this many dB
+    #[arg(long, value_name = "DB", allow_hyphen_values = true)]
+    pub(super) noise_snr_db: Option<f32>,
+    /// Mirror every other picture
+    #[arg(long)]
+    pub(super) flip: bool,
+    /// Move pictures by up to this many pixels
+    #[arg(long, value_name = "PIXELS")]
+    pub(super) shift_pixels: Option<usize>,
+    /// Make pictures brighter or darker by up to this fraction
+    #[arg(long, value_name = "FRACTION")]
+    pub(super) brightness: Option<f32>,
+}
+
+impl AugmentArgs {
+    /// The changes and the number of versions: as given, else the recipe for the model's kind of input.
+    pub(super) fn augment(&self, kind: &str) -> (Augment, usize) {
+        let recipe = Recipe::of(kind);
+        let augment = Augment {
+            shift_ms: self.shift_ms.unwrap_or(recipe.augment.shift_ms),
+            speed: self.speed.unwrap_or(recipe.augment.speed),
+            gain_db: self.gain_db.unwrap_or(recipe.augment.gain_db),
+            noise_snr_db: self.noise_snr_db.or(recipe.augment.noise_snr_db),
+            flip: self.flip,
+            shift_pixels: self.shift_pixels.unwrap_or(recipe.augment.shift_pixels),
+            brightness: self.brightness.unwrap_or(recipe.augment.brightness),
+        };
+        let variants = self.variants.unwrap_or(if augment == Augment::default() { 1 } else { recipe.variants });
+        (augment, variants.max(1))
+    }
+}
+
+/// What is done where the command line says nothing; ARCHITECTURE.md says how it was found.
+#[derive(Clone, Debug)]
+pub(super) struct Recipe {
+    pub(super) augment: Augment,
+    pub(super) variants: usize,
+    pub(super) epochs: usize,
+    pub(super) rate: f32,
+}
+
+impl Recipe {
+    /// For a front end's kind.
+    pub(super) fn of(kind: &str) -> Self {
+        let off = Augment::default();
+        match kind {
+            "mfcc" | "log-mel" | "waveform" => {
+                Self { augment: Augment { shift_ms: 60.0, ..off }, variants: 8, epochs: 30, rate: 5e-3 }
+            }
+            _ => Self { augment: off, variants: 8, epochs: 20, rate: 5e-3 },
+        }
+    }
+}
+
+/// Reads a dataset and says which flag named it if that fails.
+pub(super) fn read_dataset(flag: &str, path: &Path) -> anyhow::Result<Dataset> {
+    dataset(path).with_context(|| format!("cannot read {flag} {}", path.display()))
+}

@@ -1,0 +1,226 @@
+//! The network as it stands in the ONNX file: its nodes, names, shapes and constants, for one sample.
+//!
+//! Shapes are logical (ONNX order, batch 1 first); the physical layout is the plan's business. Whatever is a constant
+//! in the file (an initializer, a `Constant` node, folded shape arithmetic) is a [`Value`] with data.
+
+mod ending;
+mod layout;
+mod sites;
+
+use std::sync::Arc;
+
+pub use ending::{Ending, EndingKind};
+pub use sites::{Choice, Layout, Site, SiteKind, choose};
+
+use crate::ops::binary::BinaryKind;
+use crate::ops::movement::PadMode;
+use crate::ops::reduce::ReduceKind;
+use crate::ops::unary::UnaryKind;
+
+/// Index of a value in [`Graph::values`].
+pub type ValueId = usize;
+/// Index of a node in [`Graph::nodes`].
+pub type NodeId = usize;
+
+/// A frozen network for one sample.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    /// Every tensor.
+    pub values: Vec<Value>,
+    /// Every node, in an order in which inputs come before their users.
+    pub nodes: Vec<Node>,
+    /// Model inputs.
+    pub inputs: Vec<ValueId>,
+    /// Model outputs.
+    pub outputs: Vec<ValueId>,
+}
+
+/// A tensor of the network.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Name in the file.
+    pub name: String,
+    /// Logical shape for one sample; the batch dimension, where there is one, is 1.
+    pub shape: Vec<usize>,
+    /// Element type in the file; in memory everything is f32.
+    pub element: Element,
+    /// Its data, if it is constant.
+    pub constant: Option<Arc<[f32]>>,
+    /// Whether the data stands in the file under this name, so that `merge` can replace it.
+    pub stored: bool,
+    /// The tensor of the file that it is a copy or a transpose of, where the file has it behind such a node.
+    pub source: Option<Source>,
+}
+
+/// Where a folded weight comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The tensor that stands in the file.
+    pub value: ValueId,
+    /// Whether it is read transposed.
+    pub transposed: bool,
+}
+
+/// Element type of a tensor in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Element {
+    /// 32-bit float.
+    F32,
+    /// 16-bit float, computed in f32.
+    F16,
+    /// 64-bit float, computed in f32.
+    F64,
+    /// An integer, held as f32 (exact up to 2²⁴).
+    Integer,
+    /// A truth value, held as 0 or 1.
+    Bool,
+}
+
+impl Element {
+    /// Whether a gradient can pass.
+    pub fn is_float(self) -> bool {
+        matches!(self, Element::F32 | Element::F16 | Element::F64)
+    }
+}
+
+impl Value {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// One ONNX node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name in the file, or that of its first output where it has none; not always unique.
+    pub name: String,
+    /// Operator type as in the file.
+    pub op_type: String,
+    /// What it computes.
+    pub op: Op,
+    /// Inputs that are present, in the order of the operator.
+    pub inputs: Vec<ValueId>,
+    /// Outputs that are present.
+    pub outputs: Vec<ValueId>,
+}
+
+/// What a node computes, attributes resolved.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Op {
+    /// Inputs x `[1, c, (h,) w]`, W, and bias if there is one. A 1-D convolution has height 1.
+    Conv(Window, usize),
+    /// Inputs a, b.
+    MatMul,
+    /// alpha · op(a) · op(b) + beta · c; inputs a, b, and c if there is one.
+    Gemm {
+        /// Factor of the product.
+        alpha: f32,
+        /// Factor of c.
+        beta: f32,
+        /// Whether a is transposed.
+        trans_a: bool,
+        /// Whether b is transposed.
+        trans_b: bool,
+    },
+    /// Element by element with broadcasting; two inputs.
+    Binary(BinaryKind),
+    /// Element by element.
+    Unary(UnaryKind),
+    /// Inputs x, scale, bias, mean, variance; all but x constant.
+    BatchNormalization {
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// Maximum over a window.
+    MaxPool(Window),
+    /// Mean over a window; whether padding counts.
+    AveragePool(Window, bool),
+    /// Over these logical axes, which stay with size 1 or go.
+    Reduce(ReduceKind, Vec<usize>),
+    /// Same elements in the same order under another shape (Reshape, Flatten, Squeeze, Unsqueeze, Identity, …).
+    Reshape,
+    /// Output dimension i is input dimension `perm[i]`.
+    Transpose(Vec<usize>),
+    /// Along a logical axis.
+    Concat(usize),
+    /// First index and step for each dimension; the output shape says how many.
+    Slice(Vec<usize>, Vec<isize>),
+    /// Elements added before each dimension (negative: cut); the output shape says how many after.
+    Pad(Vec<isize>, PadMode),
+    /// Over one axis, or over all from it on (ONNX before opset 13).
+    Softmax {
+        /// First axis.
+        axis: usize,
+        /// Whether all axes from `axis` on are one.
+        flatten: bool,
+        /// LogSoftmax.
+        log: bool,
+    },
+    /// tract's own operator: it runs, and has no gradient.
+    Foreign(Arc<dyn Foreign>),
+}
+
+/// A sliding window over `[height, width]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Kernel.
+    pub kernel: [usize; 2],
+    /// Stride.
+    pub stride: [usize; 2],
+    /// Dilation.
+    pub dilation: [usize; 2],
+    /// Padding before.
+    pub pads_begin: [usize; 2],
+    /// Padding after.
+    pub pads_end: [usize; 2],
+}
+
+/// An operator that runs elsewhere.
+pub trait Foreign: Send + Sync + std::fmt::Debug {
+    /// Computes the outputs from the inputs, row-major, shapes fixed at load.
+    ///
+    /// # Errors
+    /// The reason, as the other engine gave it.
+    fn run(&self, x: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, String>;
+}
+
+impl Graph {
+    /// Nodes that read `value`.
+    pub fn consumers(&self, value: ValueId) -> impl Iterator<Item = NodeId> + '_ {
+        self.nodes.iter().enumerate().filter(move |(_, n)| n.inputs.contains(&value)).map(|(id, _)| id)
+    }
+
+    /// The one node that reads `value`, if there is just one and the value is not a model output.
+    pub fn only_consumer(&self, value: ValueId) -> Option<NodeId> {
+        if self.outputs.contains(&value) {
+            return None;
+        }
+        let mut consumers = self.consumers(value);
+        let first = consumers.next()?;
+        let twice = self.nodes[first].inputs.iter().filter(|i| **i == value).count() > 1;
+        (consumers.next().is_none() && !twice).then_some(first)
+    }
+
+    /// The node that writes `value`.
+    pub fn producer(&self, value: ValueId) -> Option<NodeId> {
+        self.nodes.iter().position(|n| n.outputs.contains(&value))
+    }
+
+    /// Whether `value` is constant.
+    pub fn is_constant(&self, value: ValueId) -> bool {
+        self.values[value].constant.is_some()
+    }
+
+    /// The value of that name.
+    pub fn value_named(&self, name: &str) -> Option<ValueId> {
+        self.values.iter().position(|v| v.name == name)
+    }
+}

@@ -1,0 +1,253 @@
+//! Where adapters may sit: the nodes whose weights are constants of the file.
+
+use regex_lite::Regex;
+
+use super::{Graph, NodeId, Op, ValueId};
+use crate::ops::binary::BinaryKind;
+
+/// A node that an adapter can change.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Name in adapter files: the module path in the initializer's name where that ends in `.weight`, else the node's.
+    pub key: String,
+    /// The node.
+    pub node: NodeId,
+    /// Weight.
+    pub weight: ValueId,
+    /// Bias in the file, if the layer has one.
+    pub bias: Option<ValueId>,
+    /// What kind of layer it is.
+    pub kind: SiteKind,
+    /// How the file lays the weight out.
+    pub layout: Layout,
+    /// Input features: channels of all groups, or width of the dense input.
+    pub inputs: usize,
+    /// Output features.
+    pub outputs: usize,
+    /// Kernel; `[1, 1]` for a dense layer.
+    pub kernel: [usize; 2],
+    /// Groups; 1 for a dense layer.
+    pub groups: usize,
+}
+
+/// Kinds of layers that adapters change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SiteKind {
+    /// Convolution, also grouped: a low-rank pair, A with the kernel, B 1 x 1.
+    Conv,
+    /// MatMul or Gemm: a low-rank pair.
+    Dense,
+    /// Depthwise convolution: a scale and a shift a channel.
+    Depthwise,
+}
+
+/// Order of a weight's dimensions in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `[out, in / groups, kh, kw]` or, 1-D, `[out, in / groups, k]`.
+    OutInKernel,
+    /// `[in, out]`: MatMul.
+    InOut,
+    /// `[out, in]`: Gemm with `transB`, MatMul with the weight on the left.
+    OutIn,
+}
+
+impl Site {
+    /// Values that one output reads: taps times input channels of a group.
+    pub fn patch(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.inputs / self.groups
+    }
+
+    /// The rank used for `rank`: at most min(in, out) of a group, and a multiple of the groups.
+    pub fn capped_rank(&self, rank: usize) -> usize {
+        let limit = self.patch().min(self.outputs / self.groups).max(1);
+        let per_group = rank.div_ceil(self.groups).clamp(1, limit);
+        per_group * self.groups
+    }
+
+    /// Trainable parameters for `rank`.
+    pub fn parameters(&self, rank: usize) -> usize {
+        match self.kind {
+            SiteKind::Depthwise => 2 * self.outputs,
+            _ => {
+                let rank = self.capped_rank(rank);
+                rank * self.patch() + rank / self.groups * self.outputs
+            }
+        }
+    }
+
+    /// Shape of A for a total `rank`, as PEFT writes it.
+    pub fn a_shape(&self, graph: &Graph, rank: usize) -> Vec<usize> {
+        match self.layout {
+            Layout::OutInKernel => {
+                let mut shape = graph.values[self.weight].shape.clone();
+                shape[0] = rank;
+                shape
+            }
+            _ => vec![rank, self.inputs],
+        }
+    }
+
+    /// Shape of B for a total `rank`, as PEFT writes it.
+    pub fn b_shape(&self, graph: &Graph, rank: usize) -> Vec<usize> {
+        let mut shape = vec![self.outputs, rank / self.groups];
+        if self.layout == Layout::OutInKernel {
+            shape.resize(graph.values[self.weight].shape.len(), 1);
+        }
+        shape
+    }
+}
+
+/// Which sites to adapt.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum Choice {
+    /// Every convolution that is not depthwise and every dense layer.
+    #[default]
+    Auto,
+    /// Every site, depthwise too.
+    All,
+    /// Sites whose node name or key the pattern finds.
+    Matching(Box<Regex>),
+}
+
+impl Choice {
+    /// `auto`, `all`, or a regular expression over node names and keys.
+    ///
+    /// # Errors
+    /// What is wrong with the expression.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Choice::Auto),
+            "all" => Ok(Choice::All),
+            pattern => Regex::new(pattern).map(|r| Choice::Matching(Box::new(r))).map_err(|e| e.to_string()),
+        }
+    }
+}
+
+/// The sites of `sites` that `choice` takes.
+pub fn choose(graph: &Graph, sites: &[Site], choice: &Choice) -> Vec<Site> {
+    let taken = |site: &&Site| match choice {
+        Choice::Auto => site.kind != SiteKind::Depthwise,
+        Choice::All => true,
+        Choice::Matching(regex) => regex.is_match(&graph.nodes[site.node].name) || regex.is_match(&site.key),
+    };
+    sites.iter().filter(taken).cloned().collect()
+}
+
+impl Graph {
+    /// Every site between the inputs and `output`, in the order of the nodes.
+    pub fn sites(&self, output: ValueId) -> Vec<Site> {
+        let needed = self.ancestors(output);
+        let mut sites: Vec<Site> = Vec::new();
+        for (id, node) in self.nodes.iter().enumerate() {
+            let layer = self.layer(id).filter(|site| needed[id] && self.values[site.weight].stored);
+            if let Some(mut site) = layer {
+                let initializer = &self.values[site.weight];
+                site.key = match initializer.name.strip_suffix(".weight") {
+                    Some(module) if initializer.stored && !module.is_empty() => module.to_owned(),
+                    _ => node.name.clone(),
+                };
+                let taken = |key: &str| sites.iter().any(|s| s.key == key);
+                if taken(&site.key) {
+                    let free = (2..).map(|i| format!("{}#{i}", site.key)).find(|k| !taken(k));
+                    site.key = free.unwrap_or_default();
+                }
+                sites.push(site);
+            }
+        }
+        sites
+    }
+
+    /// Which nodes `value` depends on.
+    pub fn ancestors(&self, value: ValueId) -> Vec<bool> {
+        let mut wanted = vec![false; self.values.len()];
+        wanted[value] = true;
+        let mut needed = vec![false; self.nodes.len()];
+        for (id, node) in self.nodes.iter().enumerate().rev() {
+            if node.outputs.iter().any(|o| wanted[*o]) {
+                needed[id] = true;
+                node.inputs.iter().for_each(|i| wanted[*i] = true);
+            }
+        }
+        needed
+    }
+
+    /// Node `id` as a layer with a constant weight, stored in the file or not; the key is left empty.
+    pub fn layer(&self, id: NodeId) -> Option<Site> {
+        let node = &self.nodes[id];
+        // The weight as the file has it: what an Identity or Transpose hands on counts as its source.
+        let weight_at = |i: usize| {
+            let value = *node.inputs.get(i)?;
+            let v = &self.values[value];
+            let constant = v.constant.is_some() && v.element.is_float();
+            constant.then(|| v.source.map_or((value, false), |s| (s.value, s.transposed)))
+        };
+        let activation = |i: usize| node.inputs.get(i).is_some_and(|v| !self.is_constant(*v));
+        let matrix = |i: usize| node.inputs.get(i).is_some_and(|v| self.values[*v].shape.len() == 2);
+        let mut site = Site {
+            key: String::new(),
+            node: id,
+            weight: 0,
+            bias: None,
+            kind: SiteKind::Dense,
+            layout: Layout::InOut,
+            inputs: 0,
+            outputs: 0,
+            kernel: [1, 1],
+            groups: 1,
+        };
+        let (weight, transposed, out_in) = match &node.op {
+            Op::Conv(window, groups) if activation(0) => {
+                let (weight, _) = weight_at(1)?;
+                site.layout = Layout::OutInKernel;
+                site.kernel = window.kernel;
+                site.groups = *groups;
+                let shape = &self.values[weight].shape;
+                (site.inputs, site.outputs) = (shape[1] * groups, shape[0]);
+                let depthwise = *groups > 1 && shape[1] == 1;
+                site.kind = if depthwise { SiteKind::Depthwise } else { SiteKind::Conv };
+                (weight, false, false)
+            }
+            Op::Gemm { trans_b, .. } if activation(0) => weight_at(1).map(|(w, t)| (w, t, *trans_b))?,
+            Op::MatMul if activation(0) && matrix(1) => weight_at(1).map(|(w, t)| (w, t, false))?,
+            Op::MatMul if activation(1) && matrix(0) => weight_at(0).map(|(w, t)| (w, t, true))?,
+            _ => return None,
+        };
+        site.weight = weight;
+        if site.layout != Layout::OutInKernel {
+            site.layout = if out_in != transposed { Layout::OutIn } else { Layout::InOut };
+            let shape = &self.values[weight].shape;
+            (site.inputs, site.outputs) =
+                if site.layout == Layout::OutIn { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
+        }
+        let stored = |b: &ValueId| self.values[*b].stored;
+        site.bias = match &node.op {
+            Op::Conv(..) => node.inputs.get(2).copied().filter(stored),
+            Op::Gemm { beta, .. } => {
+                let fits = |b: &ValueId| *beta == 1.0 && self.values[*b].len() == site.outputs;
+                node.inputs.get(2).copied().filter(stored).filter(fits)
+            }
+            _ if activation(0) => self.bias_after(id, site.outputs).map(|(_, bias)| bias).filter(stored),
+            _ => None,
+        };
+        (site.inputs > 0 && site.outputs > 0).then_some(site)
+    }
+
+    /// The Add behind MatMul `id` that is its bias: a constant of `[outputs]` (or `[1, outputs]`), and nothing else
+    /// reads the product.
+    pub fn bias_after(&self, id: NodeId, outputs: usize) -> Option<(NodeId, ValueId)> {
+        let product = self.nodes[id].outputs[0];
+        let add = self.only_consumer(product)?;
+        let node = &self.nodes[add];
+        if !matches!(node.op, Op::Binary(BinaryKind::Add)) {
+            return None;
+        }
+        let bias = *node.inputs.iter().find(|i| **i != product)?;
+        let shape = &self.values[bias].shape;
+        let is_row = shape.last() == Some(&outputs) && self.values[bias].len() == outputs;
+        let fits = self.values[node.outputs[0]].shape == self.values[product].shape;
+        (self.is_constant(bias) && is_row && fits).then_some((add, bias))
+    }
+}

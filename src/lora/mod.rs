@@ -1,0 +1,19 @@
+//! Adapters: which sites, the matrices in PEFT's shapes, how they start, and their files.
+//!
+//! | site | tensors | effective weight |
+//! |---|---|---|
+//! | dense | A `[r, in]`, B `[out, r]` | `W + (alpha/r)·B·A` |
+//! | convolution | A `[r, in/groups, kh, kw]`, B `[out, r/groups, 1, 1]` | the same, a group at a time |
+//! | depthwise | scale `[channels]`, shift `[channels]` | `scale·W`, bias `scale·b + shift` |
+//! | trained head | weight and bias as the file has them | themselves |
+//!
+//! Source: Hu et al. 2021 (arXiv 2106.09685); the convolution form is that of PEFT's `LoraConv2d`.
+
+mod adapter;
+mod folder;
+pub mod merge;
+mod step;
+
+pub use adapter::{Adapter, AdapterSite, AdapterSpec, Delta};
+pub use folder::{AdapterError, load, read, write};
+pub use step::{Adaptation, SiteStep, SiteWeights};

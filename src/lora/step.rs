@@ -1,0 +1,313 @@
+//! A site in the plan: the frozen layer, what adapts it, and the gradients of that.
+//!
+//! Training runs through the merged weight: `W' = W + s·B·A` is rebuilt once a step, so forward and input gradient
+//! cost what the frozen layer costs; extra are the two factor gradients (DESIGN decision 6). They take the cheaper of
+//! two forms: r-wide products a clip (`2·r·(patch + out)` multiply-adds a position), or one `dW` (`patch·out`), which
+//! is projected on A and B once a step.
+
+use std::sync::Arc;
+
+use crate::kernels::{depthwise, gemm::gemm};
+use crate::ops::Keeps;
+use crate::ops::conv::{Conv, ConvWeights, Factors, transpose};
+use crate::ops::unary::Activation;
+
+/// How a site is adapted, with what that needs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Adaptation {
+    /// `W + scale · B·A`; `rank` over all groups.
+    LowRank {
+        /// Rank.
+        rank: usize,
+        /// alpha / r.
+        scale: f32,
+    },
+    /// `scale[c] · (W * x + b)[c] + shift[c]`.
+    ScaleShift,
+    /// The weight itself, and the bias where the layer has one.
+    Full,
+}
+
+/// One adapted layer of a plan.
+#[derive(Clone, Debug)]
+pub struct SiteStep {
+    conv: Conv,
+    plain: Conv,
+    depthwise: bool,
+    frozen: Arc<ConvWeights>,
+    weight_scale: f32,
+    adaptation: Adaptation,
+}
+
+/// Weights of a site for the parameters of this step.
+#[derive(Clone, Debug, Default)]
+pub struct SiteWeights {
+    weights: ConvWeights,
+    factors: Factors,
+    scratch: Vec<f32>,
+}
+
+impl SiteStep {
+    /// `frozen.w` is in the layout of [`crate::ops::conv`], or `[taps, channels]` where `depthwise`; it already carries
+    /// `weight_scale` (alpha of a Gemm), which the adapter's delta gets too.
+    pub fn new(conv: Conv, depthwise: bool, frozen: Arc<ConvWeights>, weight_scale: f32, adaptation: Adaptation) -> Self {
+        let plain = Conv { activation: Activation::None, ..conv.clone() };
+        Self { conv, plain, depthwise, frozen, weight_scale, adaptation }
+    }
+
+    /// The layer without its weights.
+    pub fn conv(&self) -> &Conv {
+        &self.conv
+    }
+
+    pub(crate) fn set_output_kept(&mut self, kept: bool) {
+        self.conv.output_kept = kept;
+    }
+
+    /// Values in the output.
+    pub fn output_len(&self) -> usize {
+        self.conv.geometry.output_len()
+    }
+
+    /// The input, once, and what the activation needs.
+    pub fn keeps(&self) -> Keeps {
+        Keeps { x: [true, false], ..self.conv.keeps() }
+    }
+
+    /// Trainable values.
+    pub fn parameters(&self) -> usize {
+        let g = &self.conv.geometry;
+        match self.adaptation {
+            Adaptation::LowRank { rank, .. } => rank * g.patch() + rank / g.groups * g.output_channels,
+            Adaptation::ScaleShift => 2 * g.output_channels,
+            Adaptation::Full => self.frozen.w.len() + self.frozen.bias.len(),
+        }
+    }
+
+    /// Whether gradients are summed as one dW and projected at the end of the step.
+    fn projects(&self) -> bool {
+        let g = &self.conv.geometry;
+        match self.adaptation {
+            Adaptation::LowRank { rank, .. } => {
+                2 * (rank / g.groups) * (g.patch() + g.group_outputs()) >= g.patch() * g.group_outputs()
+            }
+            _ => false,
+        }
+    }
+
+    /// Values that a clip's gradients are added to.
+    pub fn accumulators(&self) -> usize {
+        if self.projects() { self.frozen.w.len() } else { self.parameters() }
+    }
+
+    /// Scratch values for the forward pass.
+    pub fn forward_work(&self) -> usize {
+        if self.depthwise { 0 } else { self.conv.work() }
+    }
+
+    /// Scratch values for the backward pass.
+    pub fn vjp_work(&self) -> usize {
+        match self.adaptation {
+            Adaptation::LowRank { rank, .. } => self.conv.low_rank_work(rank),
+            Adaptation::ScaleShift => self.output_len() + self.forward_work(),
+            Adaptation::Full => self.conv.work(),
+        }
+    }
+
+    /// Multiply-adds of a forward pass, and of what a training step adds to it (input gradient and factor gradients).
+    pub fn multiply_adds(&self) -> (u64, u64) {
+        let g = &self.conv.geometry;
+        let forward = g.multiply_adds();
+        let extra = match self.adaptation {
+            Adaptation::LowRank { rank, .. } if !self.projects() => {
+                2 * (rank / g.groups) as u64 * g.positions() as u64 * (g.patch() * g.groups + g.output_channels) as u64
+            }
+            _ => forward,
+        };
+        (forward, extra)
+    }
+
+    /// The parameters with which the layer is as the file has it, except that A is left to the caller.
+    pub fn identity(&self, params: &mut [f32]) {
+        match self.adaptation {
+            Adaptation::LowRank { .. } => params.fill(0.0),
+            Adaptation::ScaleShift => {
+                let (scale, shift) = params.split_at_mut(self.conv.geometry.output_channels);
+                scale.fill(1.0);
+                shift.fill(0.0);
+            }
+            Adaptation::Full => {
+                let (w, bias) = params.split_at_mut(self.frozen.w.len());
+                w.iter_mut().zip(&self.frozen.w).for_each(|(p, w)| *p = w / self.weight_scale);
+                bias.copy_from_slice(&self.frozen.bias);
+            }
+        }
+    }
+
+    /// Room for the weights of a step.
+    pub fn weights(&self) -> SiteWeights {
+        let mut out = SiteWeights::default();
+        out.weights = (*self.frozen).clone();
+        if !self.depthwise {
+            out.weights.wt.resize(self.frozen.w.len(), 0.0);
+        }
+        let g = &self.conv.geometry;
+        match self.adaptation {
+            Adaptation::LowRank { rank, .. } => {
+                out.factors.a_t.resize(rank * g.patch(), 0.0);
+                out.factors.b.resize(rank / g.groups * g.output_channels, 0.0);
+                out.scratch.resize(self.frozen.w.len().max(out.factors.b.len()), 0.0);
+            }
+            Adaptation::ScaleShift => out.weights.bias.resize(g.output_channels, 0.0),
+            Adaptation::Full => {}
+        }
+        out
+    }
+
+    /// Rebuilds `out` from the parameters: merges, transposes, no allocation. `backward` false leaves out what only
+    /// the backward pass reads.
+    pub fn prepare(&self, params: &[f32], out: &mut SiteWeights, backward: bool) {
+        let g = &self.conv.geometry;
+        let (patch, outputs) = (g.patch(), g.group_outputs());
+        match self.adaptation {
+            Adaptation::LowRank { rank, scale } => {
+                let (a, bt) = params.split_at(rank * patch);
+                let rank = rank / g.groups;
+                out.weights.w.copy_from_slice(&self.frozen.w);
+                let factor = scale * self.weight_scale;
+                out.scratch.iter_mut().zip(bt).for_each(|(s, b)| *s = b * factor);
+                for group in 0..g.groups {
+                    let a = &a[group * rank * patch..][..rank * patch];
+                    let b = &out.scratch[group * rank * outputs..][..rank * outputs];
+                    let w = &mut out.weights.w[group * patch * outputs..][..patch * outputs];
+                    gemm(patch, outputs, rank, a, 1, patch, b, outputs, w, outputs);
+                    if backward {
+                        let bt = &bt[group * rank * outputs..][..rank * outputs];
+                        transpose(a, rank, patch, &mut out.factors.a_t[group * rank * patch..]);
+                        transpose(bt, rank, outputs, &mut out.factors.b[group * rank * outputs..]);
+                    }
+                }
+            }
+            Adaptation::ScaleShift => {
+                let (scale, shift) = params.split_at(g.output_channels);
+                if self.depthwise {
+                    for (row, frozen) in out.weights.w.chunks_exact_mut(scale.len()).zip(self.frozen.w.chunks_exact(scale.len())) {
+                        row.iter_mut().zip(frozen).zip(scale).for_each(|((w, f), s)| *w = f * s);
+                    }
+                } else {
+                    let rows = out.weights.w.chunks_exact_mut(outputs).zip(self.frozen.w.chunks_exact(outputs));
+                    for (index, (row, frozen)) in rows.enumerate() {
+                        let scale = &scale[index / patch * outputs..][..outputs];
+                        row.iter_mut().zip(frozen).zip(scale).for_each(|((w, f), s)| *w = f * s);
+                    }
+                }
+                for (c, bias) in out.weights.bias.iter_mut().enumerate() {
+                    *bias = self.frozen.bias.get(c).copied().unwrap_or(0.0) * scale[c] + shift[c];
+                }
+            }
+            Adaptation::Full => {
+                let (w, bias) = params.split_at(self.frozen.w.len());
+                out.weights.w.iter_mut().zip(w).for_each(|(o, w)| *o = w * self.weight_scale);
+                out.weights.bias.copy_from_slice(bias);
+            }
+        }
+        if backward && !self.depthwise {
+            out.weights.transpose(g);
+        }
+    }
+
+    /// y = layer(x) with the prepared weights.
+    pub fn forward(&self, site: &SiteWeights, x: &[f32], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
+        if self.depthwise {
+            crate::ops::depthwise::forward(&self.conv, &site.weights, x, y, saved);
+        } else {
+            self.conv.forward(&site.weights, x, y, saved, work);
+        }
+    }
+
+    /// Adds to `dx` and to the accumulators.
+    pub fn vjp(
+        &self,
+        site: &SiteWeights,
+        x: &[f32],
+        y: &[f32],
+        saved: &[f32],
+        dy: &mut [f32],
+        dx: Option<&mut [f32]>,
+        accumulators: &mut [f32],
+        work: &mut [f32],
+    ) {
+        let g = &self.conv.geometry;
+        self.conv.activation_gradient(y, saved, dy);
+        if let Some(dx) = dx {
+            if self.depthwise {
+                depthwise::input_gradient(g, dy, &site.weights.w, dx);
+            } else {
+                self.conv.input_gradient(&site.weights, dy, dx, work);
+            }
+        }
+        match self.adaptation {
+            Adaptation::LowRank { .. } if self.projects() => self.conv.weight_gradient(x, dy, accumulators, work),
+            Adaptation::LowRank { rank, scale } => {
+                let (da, dbt) = accumulators.split_at_mut(rank * g.patch());
+                let factor = scale * self.weight_scale;
+                self.conv.low_rank_gradient(&site.factors, rank, factor, x, dy, da, dbt, work);
+            }
+            Adaptation::ScaleShift => {
+                let (z, work) = work.split_at_mut(self.output_len());
+                if self.depthwise {
+                    depthwise::forward(g, x, &self.frozen.w, &self.frozen.bias, z);
+                } else {
+                    self.plain.forward(&self.frozen, x, z, &mut [], work);
+                }
+                let (dscale, dshift) = accumulators.split_at_mut(g.output_channels);
+                for (dz, z) in dy.chunks_exact(g.output_channels).zip(z.chunks_exact(g.output_channels)) {
+                    for (c, (d, z)) in dz.iter().zip(z).enumerate() {
+                        dscale[c] += d * z;
+                        dshift[c] += d;
+                    }
+                }
+            }
+            Adaptation::Full => {
+                let (dw, dbias) = accumulators.split_at_mut(self.frozen.w.len());
+                self.conv.weight_gradient(x, dy, dw, work);
+                if !dbias.is_empty() {
+                    self.conv.bias_gradient(dy, dbias);
+                }
+            }
+        }
+    }
+
+    /// Adds the gradients of the parameters from the accumulators of a step.
+    pub fn finish(&self, params: &[f32], site: &mut SiteWeights, accumulators: &[f32], gradient: &mut [f32]) {
+        let g = &self.conv.geometry;
+        let (patch, outputs) = (g.patch(), g.group_outputs());
+        match self.adaptation {
+            Adaptation::LowRank { rank, scale } if self.projects() => {
+                let (a, bt) = params.split_at(rank * patch);
+                let (da, dbt) = gradient.split_at_mut(rank * patch);
+                let (rank, factor) = (rank / g.groups, scale * self.weight_scale);
+                let dwt = &mut site.scratch[..patch * outputs];
+                for group in 0..g.groups {
+                    let dw = &accumulators[group * patch * outputs..][..patch * outputs];
+                    let a = &a[group * rank * patch..][..rank * patch];
+                    let bt = &bt[group * rank * outputs..][..rank * outputs];
+                    transpose(dw, patch, outputs, dwt);
+                    dwt.iter_mut().for_each(|d| *d *= factor);
+                    let da = &mut da[group * rank * patch..][..rank * patch];
+                    gemm(rank, patch, outputs, bt, outputs, 1, dwt, patch, da, patch);
+                    dwt.iter_mut().zip(dw).for_each(|(t, d)| *t = d * factor);
+                    let dbt = &mut dbt[group * rank * outputs..][..rank * outputs];
+                    gemm(rank, outputs, patch, a, patch, 1, dwt, outputs, dbt, outputs);
+                }
+            }
+            Adaptation::Full => {
+                let (w, bias) = accumulators.split_at(self.frozen.w.len());
+                let (dw, dbias) = gradient.split_at_mut(self.frozen.w.len());
+                dw.iter_mut().zip(w).for_each(|(g, a)| *g += a * self.weight_scale);
+                dbias.iter_mut().zip(bias).for_each(|(g, a)| *g += a);
+            }
+            _ => gradient.iter_mut().zip(accumulators).for_each(|(g, a)| *g += a),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The command line of accentor; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    accentor::cli::run()
+}

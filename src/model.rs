@@ -1,0 +1,349 @@
+//! A frozen model ready for use: graph, ending, labels, front end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
+use crate::graph::{Ending, Graph, Site, ValueId, choose};
+use crate::lora::{Adapter, AdapterError, AdapterSpec};
+use crate::manifest::{Manifest, ManifestError};
+use crate::onnx::OnnxError;
+use crate::plan::PlanError;
+use crate::session::Session;
+use crate::source::{Dataset, Sample, SourceError};
+use crate::train::{Examples, TrainError, Trainer};
+
+/// Why a model cannot be opened or fed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The ONNX file.
+    #[error("{path}: {source}")]
+    Onnx {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: OnnxError,
+    },
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The front end.
+    #[error(transparent)]
+    Feature(#[from] FeatureError),
+    /// A sample file.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A sample that cannot be turned into the model's input.
+    #[error("{path}: {source}")]
+    Sample {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: FeatureError,
+    },
+    /// The network.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Label count and score count differ.
+    #[error("{found} labels for {scores} scores of output `{output}`: give one label a score, in the order of the scores")]
+    Labels {
+        /// Labels given.
+        found: usize,
+        /// Scores of the model.
+        scores: usize,
+        /// The output.
+        output: String,
+    },
+    /// A label of the data that the model lacks.
+    #[error("{path}: the model has no label `{label}`{nearest}; it has {}; rename the folder, or leave these clips out", labels.join(", "))]
+    UnknownLabel {
+        /// The file that carries it.
+        path: PathBuf,
+        /// The label.
+        label: String,
+        /// A hint at one that is spelled alike.
+        nearest: String,
+        /// What the model has.
+        labels: Vec<String>,
+    },
+}
+
+/// What the command line or a caller may say about a bare `.onnx` file.
+#[derive(Clone, Debug, Default)]
+pub struct ModelOptions {
+    /// The output to use, by name; the first without.
+    pub output: Option<String>,
+    /// Labels in the order of the scores; `0`, `1`, … without.
+    pub labels: Vec<String>,
+    /// Shape of the input with batch 1 first, where the file leaves it open.
+    pub input_shape: Option<Vec<usize>>,
+    /// Front end; guessed from the input's shape without.
+    pub front_end: Option<FrontEnd>,
+}
+
+/// A frozen model: what the file computes, how it is fed, and what its scores mean.
+#[derive(Clone, Debug)]
+pub struct Model {
+    graph: Arc<Graph>,
+    input: ValueId,
+    output: ValueId,
+    ending: Ending,
+    labels: Vec<String>,
+    extractor: Arc<Extractor>,
+    kind: &'static str,
+    sha256: Option<String>,
+    path: PathBuf,
+    manifest: Option<Manifest>,
+}
+
+impl Model {
+    /// Opens an `.onnx` file, a `model.toml`, or a folder that holds one.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, named with its cure.
+    #[cfg(feature = "onnx")]
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        Self::open_with(path, &ModelOptions::default())
+    }
+
+    /// [`Model::open`] with what a bare `.onnx` file does not say; a manifest's own fields give way to `options`.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    #[cfg(feature = "onnx")]
+    pub fn open_with(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self, ModelError> {
+        let path = path.as_ref();
+        let is_onnx = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
+        let manifest = if is_onnx { None } else { Some(Manifest::read(path)?) };
+        if let Some(manifest) = &manifest {
+            manifest.check_sha256()?;
+        }
+        let onnx = manifest.as_ref().map_or(path, |m| m.onnx.as_path());
+        let said = manifest.clone().unwrap_or_default();
+        let output = options.output.clone().or(said.output);
+        let load = crate::onnx::LoadOptions {
+            input: said.input,
+            input_shape: options.input_shape.clone().or(said.input_shape),
+            outputs: output.into_iter().collect(),
+        };
+        let wrong = |source| ModelError::Onnx { path: onnx.to_owned(), source };
+        let graph = crate::onnx::load(onnx, &load).map_err(wrong)?;
+        let read = |source| OnnxError::Read { path: onnx.to_owned(), source };
+        let sha256 = crate::manifest::sha256_hex(onnx).map_err(|e| wrong(read(e)))?;
+        let labels = if options.labels.is_empty() { said.labels } else { options.labels.clone() };
+        let front_end = options.front_end.clone().or(said.front_end);
+        let mut model = Self::from_graph(graph, labels, front_end.as_ref())?;
+        model.sha256 = Some(sha256);
+        model.path = onnx.to_owned();
+        model.manifest = manifest;
+        Ok(model)
+    }
+
+    /// A model from a graph in memory: its first input and first output.
+    ///
+    /// # Errors
+    /// Labels that do not fit the scores, a front end that does not fit the input, a constant output.
+    pub fn from_graph(graph: Graph, labels: Vec<String>, front_end: Option<&FrontEnd>) -> Result<Self, ModelError> {
+        let constant = || PlanError::Constant(String::from("(none)"));
+        let (input, output) = match (graph.inputs.first(), graph.outputs.first()) {
+            (Some(input), Some(output)) => (*input, *output),
+            _ => return Err(constant().into()),
+        };
+        if graph.is_constant(output) {
+            return Err(PlanError::Constant(graph.values[output].name.clone()).into());
+        }
+        let ending = Ending::of(&graph, output);
+        let scores = graph.values[ending.logits].len();
+        let labels = match (labels.len(), scores) {
+            (0, 1) => vec![String::from("0"), String::from("1")],
+            (0, n) => (0..n).map(|i| i.to_string()).collect(),
+            // One score: is it the word? The other label is everything else.
+            (1, 1) => vec![String::from("_other_"), labels[0].clone()],
+            (2, 1) => labels,
+            (found, n) if found == n => labels,
+            (found, scores) => {
+                return Err(ModelError::Labels { found, scores, output: graph.values[output].name.clone() });
+            }
+        };
+        let shape = &graph.values[input].shape;
+        let front_end = front_end.cloned().unwrap_or_else(|| FrontEnd::default_for(shape));
+        let extractor = front_end.build(shape)?;
+        Ok(Self {
+            graph: Arc::new(graph),
+            input,
+            output,
+            ending,
+            labels,
+            extractor: Arc::new(extractor),
+            kind: front_end.kind(),
+            sha256: None,
+            path: PathBuf::new(),
+            manifest: None,
+        })
+    }
+
+    /// The network.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The fed input.
+    pub fn input(&self) -> ValueId {
+        self.input
+    }
+
+    /// The output in use.
+    pub fn output(&self) -> ValueId {
+        self.output
+    }
+
+    /// Where the loss sits.
+    pub fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// Class names in the order of the scores; of a one-score model, "no" and "yes".
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// sha256 of the ONNX file in hex, if it came from one.
+    pub fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
+    }
+
+    /// The ONNX file, if it came from one.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The manifest, if it came with one.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// Turns samples into model inputs.
+    pub fn extractor(&self) -> &Extractor {
+        &self.extractor
+    }
+
+    /// Kind of the front end, as [`FrontEnd::KINDS`] has it.
+    pub fn front_end(&self) -> &'static str {
+        self.kind
+    }
+
+    /// Every layer that an adapter could change.
+    pub fn sites(&self) -> Vec<Site> {
+        self.graph.sites(self.ending.logits)
+    }
+
+    /// A fresh adapter for the layers that `spec` chooses; with it the model computes what the file computes.
+    ///
+    /// # Errors
+    /// Rank 0, or a choice that no layer fits.
+    pub fn new_adapter(&self, spec: &AdapterSpec, seed: u64) -> Result<Adapter, ModelError> {
+        if spec.rank == 0 {
+            return Err(TrainError::RankZero.into());
+        }
+        let sites = self.sites();
+        let chosen = choose(&self.graph, &sites, &spec.sites);
+        if chosen.is_empty() && !spec.head {
+            let reason = if sites.is_empty() {
+                "the model has no convolution or dense layer with a constant weight before its output"
+            } else {
+                "--sites matches none"
+            };
+            return Err(TrainError::NoSite(reason.into()).into());
+        }
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut adapter = Adapter::new(&self.graph, self.ending.logits, &chosen, spec, &mut rng);
+        if adapter.sites.is_empty() {
+            return Err(TrainError::NoSite("the model has no dense layer to train as its head".into()).into());
+        }
+        adapter.base_sha256 = self.sha256.clone();
+        adapter.base_name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().into();
+        adapter.labels = self.labels.clone();
+        Ok(adapter)
+    }
+
+    /// A trainer that goes on from `adapter`.
+    ///
+    /// # Errors
+    /// An adapter of another base, a gradient that cannot pass, threads that cannot start.
+    pub fn trainer(&self, adapter: Adapter, threads: usize) -> Result<Trainer, ModelError> {
+        let sites = adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?;
+        Ok(Trainer::new(&self.graph, self.input, self.ending, adapter, sites, threads)?)
+    }
+
+    /// Reads an adapter folder and checks that it belongs to this model.
+    ///
+    /// # Errors
+    /// A damaged folder, an adapter of another base.
+    pub fn read_adapter(&self, folder: &Path) -> Result<Adapter, ModelError> {
+        let (adapter, _) = crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?;
+        Ok(adapter)
+    }
+
+    /// Inference with an adapter merged in memory, or without.
+    ///
+    /// # Errors
+    /// An adapter of another base.
+    pub fn session(&self, adapter: Option<&Adapter>) -> Result<Session, ModelError> {
+        let bound = match adapter {
+            Some(adapter) => Some((adapter, adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?)),
+            None => None,
+        };
+        Ok(Session::new(&self.graph, self.input, self.ending, bound)?)
+    }
+
+    /// The index of a label in the order of the scores.
+    pub fn label_index(&self, label: &str) -> Option<usize> {
+        self.labels.iter().position(|l| l == label)
+    }
+
+    /// Reads every file of a dataset and turns it into model inputs: the clip as it is, and `variants - 1` augmented
+    /// copies of it, drawn from `seed` and the clip's place.
+    ///
+    /// # Errors
+    /// A file that cannot be read or does not fit the model, a label that the model lacks.
+    pub fn examples(&self, data: &Dataset, augment: &Augment, variants: usize, seed: u64) -> Result<Examples, ModelError> {
+        let mut out = Examples::new(self.graph.values[self.input].len(), variants);
+        for (index, example) in data.examples.iter().enumerate() {
+            let target = self.label_index(&example.label).ok_or_else(|| self.unknown_label(&example.path, &example.label))?;
+            let sample = crate::source::read(&example.path)?;
+            let wrong = |source| ModelError::Sample { path: example.path.clone(), source };
+            let mut inputs = self.extractor.features(&sample).map_err(wrong)?;
+            let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64);
+            for _ in 1..variants {
+                inputs.extend(self.extractor.augmented(&sample, augment, &mut rng).map_err(wrong)?);
+            }
+            out.push(&inputs, target)?;
+        }
+        Ok(out)
+    }
+
+    /// The model input of one sample.
+    ///
+    /// # Errors
+    /// A sample that does not fit the front end.
+    pub fn features(&self, sample: &Sample) -> Result<Vec<f32>, ModelError> {
+        Ok(self.extractor.features(sample)?)
+    }
+
+    fn unknown_label(&self, path: &Path, label: &str) -> ModelError {
+        let near = self.labels.iter().find(|l| l.eq_ignore_ascii_case(label) || l.trim() == label.trim());
+        let nearest = near.map(|l| format!(" (did you mean `{l}`?)")).unwrap_or_default();
+        let mut labels: Vec<String> = self.labels.iter().take(20).cloned().collect();
+        if self.labels.len() > labels.len() {
+            labels.push(format!("… ({} in all)", self.labels.len()));
+        }
+        ModelError::UnknownLabel { path: path.into(), label: label.into(), nearest, labels }
+    }
+}

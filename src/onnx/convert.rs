@@ -1,0 +1,492 @@
+//! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
+use tract_onnx::tract_hir::internal::Tensor;
+
+use super::OnnxError;
+use super::attributes::{Attributes, axis};
+use super::foreign::TractNode;
+use super::load::{Facts, Names, to_i64, value};
+use crate::graph::{Graph, Node, Op, Source, Value, ValueId, Window};
+use crate::ops::binary::BinaryKind;
+use crate::ops::movement::PadMode;
+use crate::ops::reduce::ReduceKind;
+use crate::ops::unary::UnaryKind;
+
+pub(super) struct Converter<'a> {
+    facts: &'a Facts<'a>,
+    opset: i64,
+    proto: &'a ModelProto,
+    graph: Graph,
+    names: Names,
+    /// Constant values as tract has them, for shapes, axes and the like.
+    constants: HashMap<ValueId, Arc<Tensor>>,
+}
+
+impl<'a> Converter<'a> {
+    pub(super) fn new(facts: &'a Facts<'a>, opset: i64, proto: &'a ModelProto) -> Self {
+        Self {
+            facts,
+            opset,
+            proto,
+            graph: Graph::default(),
+            names: Names::new(),
+            constants: HashMap::new(),
+        }
+    }
+
+    pub(super) fn finish(self) -> Graph {
+        self.graph
+    }
+
+    pub(super) fn run(&mut self, file: &GraphProto, input: &str) -> Result<(), OnnxError> {
+        for tensor in &file.initializer {
+            self.add_value(&tensor.name, true)?;
+        }
+        for info in &file.input {
+            if !self.names.contains_key(&info.name) {
+                self.add_value(&info.name, false)?;
+            }
+        }
+        self.graph.inputs = vec![self.names[input]];
+        for node in &file.node {
+            self.node(node)?;
+        }
+        Ok(())
+    }
+
+    fn add_value(&mut self, name: &str, stored: bool) -> Result<ValueId, OnnxError> {
+        let unknown = || OnnxError::Analysis(format!("shape or type of tensor `{name}` stays unknown; fix the input shape in model.toml"));
+        let (shape, dt, constant) = self.facts.of(name).ok_or_else(unknown)?;
+        // A string or other non-numeric constant has no f32 form; it stays an activation that nothing reads.
+        self.graph.values.push(value(name, shape, dt, constant.as_deref(), stored));
+        let id = self.graph.values.len() - 1;
+        self.names.insert(name.into(), id);
+        if let Some(constant) = constant {
+            self.constants.insert(id, constant);
+        }
+        Ok(id)
+    }
+
+    /// The node's name; that of its first output where it has none.
+    fn name(node: &NodeProto) -> String {
+        let first = node.output.iter().find(|o| !o.is_empty()).map_or("", String::as_str);
+        if node.name.is_empty() { first.to_owned() } else { node.name.clone() }
+    }
+
+    fn error(&self, node: &NodeProto, what: impl Into<String>) -> OnnxError {
+        OnnxError::Node { node: Self::name(node), op: node.op_type.clone(), what: what.into() }
+    }
+
+    fn node(&mut self, node: &NodeProto) -> Result<(), OnnxError> {
+        let name = Self::name(node);
+        let mut outputs = Vec::new();
+        for output in node.output.iter().filter(|o| !o.is_empty()) {
+            let stored = node.op_type == "Constant";
+            match self.add_value(output, stored) {
+                Ok(id) => outputs.push(id),
+                // An unused second output (a dropout mask) may stay unknown.
+                Err(_) if !outputs.is_empty() => break,
+                Err(e) => return Err(if self.known(node) { e } else { self.error(node, "the loader does not know this operator") }),
+            }
+        }
+        let inputs: Vec<Option<ValueId>> = node.input.iter().map(|i| self.names.get(i).copied()).collect();
+        if outputs.is_empty() || outputs.iter().all(|o| self.graph.is_constant(*o)) {
+            if let ([y], Some(Some(x))) = (outputs.as_slice(), inputs.first()) {
+                self.graph.values[*y].source = self.source(node, *x);
+            }
+            return Ok(());
+        }
+        let standard = node.domain.is_empty() || node.domain == "ai.onnx";
+        let float = outputs.first().is_some_and(|o| self.graph.values[*o].element.is_float());
+        let lowered = if standard && float { self.lower(node, &name, &inputs, &outputs)? } else { false };
+        if !lowered {
+            self.foreign(node, name, &inputs, outputs)?;
+        }
+        Ok(())
+    }
+
+    /// Where a weight comes from that stands behind Identity or the transpose of a matrix.
+    fn source(&self, node: &NodeProto, x: ValueId) -> Option<Source> {
+        let matrix = self.graph.values[x].shape.len() == 2;
+        let perm = Attributes(node).ints("perm");
+        let transposed = match node.op_type.as_str() {
+            "Identity" => false,
+            "Transpose" if matrix => perm.is_none_or(|p| p == [1, 0]),
+            _ => return None,
+        };
+        let behind = self.graph.values[x].source;
+        let value = behind.map_or(x, |s| s.value);
+        Some(Source { value, transposed: transposed != behind.is_some_and(|s| s.transposed) })
+    }
+
+    fn known(&self, node: &NodeProto) -> bool {
+        tract_onnx::onnx().op_register.0.contains_key(&node.op_type)
+    }
+
+    fn foreign(&mut self, node: &NodeProto, name: String, inputs: &[Option<ValueId>], outputs: Vec<ValueId>) -> Result<(), OnnxError> {
+        if Attributes(node).has_graph() {
+            return Err(self.error(node, "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow"));
+        }
+        let mut activations = Vec::new();
+        let mut constants = Vec::new();
+        let mut ids = Vec::new();
+        for (text, id) in node.input.iter().zip(inputs) {
+            let Some(id) = id else { continue };
+            if let Some(constant) = self.constants.get(id) {
+                if !constants.iter().any(|(n, _): &(String, Arc<Tensor>)| n == text) {
+                    constants.push((text.clone(), constant.clone()));
+                }
+            } else if !ids.contains(id) {
+                let (shape, dt, _) = self.facts.of(text).ok_or_else(|| self.error(node, "its input is unknown"))?;
+                activations.push((text.clone(), shape, dt));
+                ids.push(*id);
+            }
+        }
+        let built = TractNode::new(node, self.proto, &activations, &constants);
+        let op = built.map_err(|e| self.error(node, format!("this operator cannot run: {e}")))?;
+        let op_type = node.op_type.clone();
+        self.graph.nodes.push(Node { name, op_type, op: Op::Foreign(Arc::new(op)), inputs: ids, outputs });
+        Ok(())
+    }
+
+    fn push(&mut self, node: &NodeProto, name: &str, op: Op, inputs: Vec<ValueId>, output: ValueId) {
+        self.graph.nodes.push(Node { name: name.into(), op_type: node.op_type.clone(), op, inputs, outputs: vec![output] });
+    }
+
+    fn shape(&self, value: ValueId) -> Vec<usize> {
+        self.graph.values[value].shape.clone()
+    }
+
+    fn ints(&self, value: Option<ValueId>) -> Option<Vec<i64>> {
+        to_i64(self.constants.get(&value?)?)
+    }
+
+    fn scalar(&self, value: Option<ValueId>) -> Option<f32> {
+        self.graph.values[value?].constant.as_deref()?.first().copied()
+    }
+
+    /// Lowers a node of the standard domain; false if it must run through tract.
+    fn lower(&mut self, node: &NodeProto, name: &str, inputs: &[Option<ValueId>], outputs: &[ValueId]) -> Result<bool, OnnxError> {
+        let attributes = Attributes(node);
+        let y = outputs[0];
+        let input = |i: usize| inputs.get(i).copied().flatten();
+        let Some(x) = input(0) else { return Ok(false) };
+        let x_shape = self.shape(x);
+        let rank = x_shape.len();
+        let present: Vec<ValueId> = inputs.iter().flatten().copied().collect();
+        let unary = |kind| Op::Unary(kind);
+        let op = match node.op_type.as_str() {
+            "Conv" => {
+                let weight = self.shape(present[1]);
+                if !(3..=4).contains(&rank) || weight.len() != rank || !self.graph.is_constant(present[1]) {
+                    return Ok(false);
+                }
+                let kernel: Vec<usize> = weight[2..].to_vec();
+                let groups = attributes.int("group").unwrap_or(1).max(1) as usize;
+                let fits = weight[0] % groups == 0 && weight[1] * groups == x_shape[1];
+                if !fits {
+                    return Err(self.error(node, format!("weight {weight:?} with {groups} groups does not fit input {x_shape:?}")));
+                }
+                Op::Conv(self.window(node, &kernel, &x_shape, &self.shape(y))?, groups)
+            }
+            "MatMul" => Op::MatMul,
+            "Gemm" => Op::Gemm {
+                alpha: attributes.float("alpha").unwrap_or(1.0),
+                beta: attributes.float("beta").unwrap_or(1.0),
+                trans_a: attributes.int("transA").unwrap_or(0) != 0,
+                trans_b: attributes.int("transB").unwrap_or(0) != 0,
+            },
+            "Add" => Op::Binary(BinaryKind::Add),
+            "Sub" => Op::Binary(BinaryKind::Sub),
+            "Mul" => Op::Binary(BinaryKind::Mul),
+            "Div" => Op::Binary(BinaryKind::Div),
+            "Pow" => Op::Binary(BinaryKind::Pow),
+            "Max" | "Min" | "Sum" => {
+                let kind = match node.op_type.as_str() {
+                    "Max" => BinaryKind::Max,
+                    "Min" => BinaryKind::Min,
+                    _ => BinaryKind::Add,
+                };
+                self.variadic(node, name, kind, &present, y);
+                return Ok(true);
+            }
+            "BatchNormalization" => {
+                let constant = present.len() == 5 && present[1..].iter().all(|i| self.graph.is_constant(*i));
+                if !constant || attributes.int("training_mode").unwrap_or(0) != 0 {
+                    return Err(self.error(node, "only inference with constant statistics is supported; export the model in evaluation mode"));
+                }
+                Op::BatchNormalization { epsilon: attributes.float("epsilon").unwrap_or(1e-5) }
+            }
+            "Relu" => unary(UnaryKind::Relu),
+            "LeakyRelu" => unary(UnaryKind::LeakyRelu { alpha: attributes.float("alpha").unwrap_or(0.01) }),
+            "Sigmoid" => unary(UnaryKind::Sigmoid),
+            "Tanh" => unary(UnaryKind::Tanh),
+            "Neg" => unary(UnaryKind::Neg),
+            "Abs" => unary(UnaryKind::Abs),
+            "Exp" => unary(UnaryKind::Exp),
+            "Log" => unary(UnaryKind::Log),
+            "Sqrt" => unary(UnaryKind::Sqrt),
+            "Reciprocal" => unary(UnaryKind::Reciprocal),
+            "Clip" => {
+                let bound = |i: usize, attribute: &str, open: f32| match input(i) {
+                    Some(id) => self.scalar(Some(id)),
+                    None => Some(attributes.float(attribute).unwrap_or(open)),
+                };
+                let (Some(min), Some(max)) = (bound(1, "min", f32::NEG_INFINITY), bound(2, "max", f32::INFINITY)) else {
+                    return Ok(false);
+                };
+                unary(UnaryKind::Clip { min, max })
+            }
+            "MaxPool" | "AveragePool" => {
+                if outputs.len() > 1 || !(3..=4).contains(&rank) {
+                    return Ok(false);
+                }
+                let kernel: Vec<usize> = attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(|k| *k as usize).collect();
+                let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
+                match node.op_type.as_str() {
+                    "MaxPool" => Op::MaxPool(window),
+                    _ => Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0),
+                }
+            }
+            "GlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
+            "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
+            "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" => {
+                let kind = match node.op_type.as_str() {
+                    "ReduceMean" => ReduceKind::Mean,
+                    "ReduceSum" => ReduceKind::Sum,
+                    "ReduceMax" => ReduceKind::Max,
+                    _ => ReduceKind::Min,
+                };
+                let given = match input(1) {
+                    Some(id) => match self.ints(Some(id)) {
+                        Some(axes) => Some(axes),
+                        None => return Ok(false),
+                    },
+                    None => attributes.ints("axes").map(<[i64]>::to_vec),
+                };
+                let given = given.filter(|axes| !axes.is_empty());
+                if given.is_none() && attributes.int("noop_with_empty_axes").unwrap_or(0) != 0 {
+                    Op::Reshape
+                } else {
+                    match self.axes(node, given, rank)? {
+                        axes if axes.is_empty() => Op::Reshape,
+                        axes => Op::Reduce(kind, axes),
+                    }
+                }
+            }
+            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
+            "Cast" | "CastLike" => {
+                // Whole numbers and truth values are held as f32 already.
+                Op::Reshape
+            }
+            "Transpose" => {
+                let perm = match attributes.ints("perm") {
+                    Some(perm) => perm.iter().map(|p| *p as usize).collect(),
+                    None => (0..rank).rev().collect(),
+                };
+                Op::Transpose(perm)
+            }
+            "Concat" => {
+                let at = axis(attributes.int("axis").unwrap_or(1), self.shape(y).len());
+                Op::Concat(at.ok_or_else(|| self.error(node, "its axis is out of range"))?)
+            }
+            "Slice" => match self.slice(node, &attributes, inputs, &x_shape)? {
+                Some(op) => op,
+                None => return Ok(false),
+            },
+            "Split" => {
+                let at = axis(attributes.int("axis").unwrap_or(0), rank).ok_or_else(|| self.error(node, "its axis is out of range"))?;
+                let mut start = 0;
+                for (part, output) in outputs.iter().enumerate() {
+                    let mut starts = vec![0; rank];
+                    starts[at] = start;
+                    start += self.shape(*output)[at];
+                    let name = if part == 0 { name.to_owned() } else { format!("{name}~{part}") };
+                    self.push(node, &name, Op::Slice(starts, vec![1; rank]), vec![x], *output);
+                }
+                return Ok(true);
+            }
+            "Gather" => {
+                // One index along an axis is a slice.
+                let at = axis(attributes.int("axis").unwrap_or(0), rank).ok_or_else(|| self.error(node, "its axis is out of range"))?;
+                let indices = self.ints(input(1)).filter(|i| i.len() == 1);
+                let Some(index) = indices.and_then(|i| axis(i[0], x_shape[at])) else { return Ok(false) };
+                let mut starts = vec![0; rank];
+                starts[at] = index;
+                let mut shape = x_shape;
+                shape[at] = 1;
+                let cut = self.temporary(node, name, shape, x);
+                self.push(node, &format!("{name}~0"), Op::Slice(starts, vec![1; rank]), vec![x], cut);
+                self.push(node, name, Op::Reshape, vec![cut], y);
+                return Ok(true);
+            }
+            "Pad" => match self.pad(node, &attributes, inputs, rank)? {
+                Some(op) => op,
+                None => return Ok(false),
+            },
+            "Softmax" | "LogSoftmax" => {
+                let flatten = self.opset < 13;
+                let at = attributes.int("axis").unwrap_or(if flatten { 1 } else { -1 });
+                let axis = axis(at, rank.max(1)).ok_or_else(|| self.error(node, "its axis is out of range"))?;
+                Op::Softmax { axis, flatten, log: node.op_type == "LogSoftmax" }
+            }
+            _ => return Ok(false),
+        };
+        let takes = match &op {
+            Op::Reshape | Op::Unary(_) | Op::Reduce(..) | Op::Slice(..) | Op::Pad(..) => vec![x],
+            _ => present,
+        };
+        self.push(node, name, op, takes, y);
+        Ok(true)
+    }
+
+    /// A value between two nodes that one ONNX node becomes.
+    fn temporary(&mut self, node: &NodeProto, name: &str, shape: Vec<usize>, like: ValueId) -> ValueId {
+        let element = self.graph.values[like].element;
+        let name = format!("{name}~{}~{}", node.op_type, self.graph.values.len());
+        self.graph.values.push(Value { name, shape, element, constant: None, stored: false, source: None });
+        self.graph.values.len() - 1
+    }
+
+    /// Max, Min and Sum of any number of inputs, two at a time from the left.
+    fn variadic(&mut self, node: &NodeProto, name: &str, kind: BinaryKind, inputs: &[ValueId], y: ValueId) {
+        let [first, rest @ ..] = inputs else { return };
+        if rest.is_empty() {
+            return self.push(node, name, Op::Reshape, vec![*first], y);
+        }
+        let mut left = *first;
+        for (i, right) in rest.iter().enumerate() {
+            let last = i + 1 == rest.len();
+            let shape = broadcast(&self.shape(left), &self.shape(*right));
+            let out = if last { y } else { self.temporary(node, name, shape, left) };
+            let part = if last { name.to_owned() } else { format!("{name}~{i}") };
+            self.push(node, &part, Op::Binary(kind), vec![left, *right], out);
+            left = out;
+        }
+    }
+
+    fn axes(&self, node: &NodeProto, given: Option<Vec<i64>>, rank: usize) -> Result<Vec<usize>, OnnxError> {
+        let Some(given) = given else { return Ok((0..rank).collect()) };
+        let axes: Option<Vec<usize>> = given.iter().map(|a| axis(*a, rank)).collect();
+        axes.ok_or_else(|| self.error(node, format!("axes {given:?} do not fit rank {rank}")))
+    }
+
+    /// Kernel, stride, dilation and padding of a convolution or pool; a 1-D window gets height 1.
+    fn window(&self, node: &NodeProto, kernel: &[usize], x: &[usize], y: &[usize]) -> Result<Window, OnnxError> {
+        let attributes = Attributes(node);
+        let n = x.len() - 2;
+        let list = |name: &str, default: i64| -> Vec<usize> {
+            let given = attributes.ints(name).filter(|l| !l.is_empty());
+            given.map_or(vec![default; n], <[i64]>::to_vec).iter().map(|v| *v as usize).collect()
+        };
+        let (stride, dilation) = (list("strides", 1), list("dilations", 1));
+        let pads = attributes.ints("pads").filter(|p| !p.is_empty()).map_or(vec![0; 2 * n], <[i64]>::to_vec);
+        if kernel.len() != n || stride.len() != n || dilation.len() != n || pads.len() != 2 * n || pads.iter().any(|p| *p < 0) {
+            return Err(self.error(node, format!("kernel {kernel:?}, strides {stride:?}, dilations {dilation:?}, pads {pads:?} do not fit {x:?}")));
+        }
+        if kernel.iter().chain(&stride).chain(&dilation).any(|v| *v == 0) {
+            return Err(self.error(node, "kernel, strides and dilations must be at least 1"));
+        }
+        let mut begin: Vec<usize> = pads[..n].iter().map(|p| *p as usize).collect();
+        let mut end: Vec<usize> = pads[n..].iter().map(|p| *p as usize).collect();
+        let auto = attributes.string("auto_pad").unwrap_or("NOTSET");
+        for d in 0..n {
+            let reach = (kernel[d] - 1) * dilation[d] + 1;
+            let total = ((y[d + 2].max(1) - 1) * stride[d] + reach).saturating_sub(x[d + 2]);
+            match auto {
+                "SAME_UPPER" => (begin[d], end[d]) = (total / 2, total - total / 2),
+                "SAME_LOWER" => (begin[d], end[d]) = (total - total / 2, total / 2),
+                "VALID" => (begin[d], end[d]) = (0, 0),
+                _ => {}
+            }
+        }
+        let two = |v: &[usize], first: usize| if n == 1 { [first, v[0]] } else { [v[0], v[1]] };
+        Ok(Window {
+            kernel: two(kernel, 1),
+            stride: two(&stride, 1),
+            dilation: two(&dilation, 1),
+            pads_begin: two(&begin, 0),
+            pads_end: two(&end, 0),
+        })
+    }
+
+    fn slice(&self, node: &NodeProto, attributes: &Attributes, inputs: &[Option<ValueId>], shape: &[usize]) -> Result<Option<Op>, OnnxError> {
+        let rank = shape.len();
+        let input = |i: usize| inputs.get(i).copied().flatten();
+        let (starts, axes, steps) = if self.opset < 10 {
+            (attributes.ints("starts").map(<[i64]>::to_vec), attributes.ints("axes").map(<[i64]>::to_vec), None)
+        } else {
+            let given = |i: usize| input(i).map(|id| self.ints(Some(id)));
+            // A start or step that is only known at run time cannot be planned.
+            if [3, 4].iter().any(|i| given(*i) == Some(None)) {
+                return Ok(None);
+            }
+            (self.ints(input(1)), given(3).flatten(), given(4).flatten())
+        };
+        let Some(starts) = starts else { return Ok(None) };
+        let axes = match axes {
+            Some(axes) => self.axes(node, Some(axes), rank)?,
+            None => (0..starts.len()).collect(),
+        };
+        let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
+        if axes.len() != starts.len() || steps.len() != starts.len() || steps.contains(&0) || axes.iter().any(|a| *a >= rank) {
+            return Err(self.error(node, format!("starts {starts:?}, axes {axes:?} and steps {steps:?} do not fit {shape:?}")));
+        }
+        let (mut first, mut step) = (vec![0usize; rank], vec![1isize; rank]);
+        for ((start, axis), by) in starts.iter().zip(&axes).zip(&steps) {
+            let size = shape[*axis] as i64;
+            let from = if *start < 0 { start.saturating_add(size) } else { *start };
+            let last = if *by > 0 { size } else { size - 1 };
+            first[*axis] = from.clamp(0, last.max(0)) as usize;
+            step[*axis] = *by as isize;
+        }
+        Ok(Some(Op::Slice(first, step)))
+    }
+
+    fn pad(&self, node: &NodeProto, attributes: &Attributes, inputs: &[Option<ValueId>], rank: usize) -> Result<Option<Op>, OnnxError> {
+        let input = |i: usize| inputs.get(i).copied().flatten();
+        let (pads, fill) = if self.opset < 11 {
+            let pads = attributes.ints("pads").or(attributes.ints("paddings")).map(<[i64]>::to_vec);
+            (pads, attributes.float("value").unwrap_or(0.0))
+        } else {
+            let fill = match input(2) {
+                Some(id) => match self.scalar(Some(id)) {
+                    Some(fill) => fill,
+                    None => return Ok(None),
+                },
+                None => 0.0,
+            };
+            (self.ints(input(1)), fill)
+        };
+        let Some(pads) = pads else { return Ok(None) };
+        let axes = match input(3) {
+            Some(id) => match self.ints(Some(id)) {
+                Some(axes) => self.axes(node, Some(axes), rank)?,
+                None => return Ok(None),
+            },
+            None => (0..rank).collect(),
+        };
+        if pads.len() != 2 * axes.len() {
+            return Err(self.error(node, format!("{} pads for {} axes", pads.len(), axes.len())));
+        }
+        let mode = match attributes.string("mode").unwrap_or("constant") {
+            "reflect" => PadMode::Reflect,
+            "edge" => PadMode::Edge,
+            "wrap" => PadMode::Wrap,
+            _ => PadMode::Constant(fill),
+        };
+        let mut before = vec![0isize; rank];
+        axes.iter().zip(&pads).for_each(|(a, p)| before[*a] = *p as isize);
+        Ok(Some(Op::Pad(before, mode)))
+    }
+}
+
+fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
+    let rank = a.len().max(b.len());
+    let at = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
+    (0..rank).map(|i| if at(a, i) == 1 { at(b, i) } else { at(a, i) }).collect()
+}

@@ -1,0 +1,252 @@
+//! File → decoded model → analysed model → graph.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use tract_onnx::pb::tensor_proto::DataLocation;
+use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
+use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, type_proto};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt};
+use tract_onnx::tract_hir::internal::{OutletId, Tensor};
+
+use super::OnnxError;
+use super::convert::Converter;
+use crate::graph::{Element, Graph, Value, ValueId};
+
+/// What the file leaves open.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// The input that is fed; the only one without.
+    pub input: Option<String>,
+    /// Its shape with batch 1 first, where the file leaves more than the batch open.
+    pub input_shape: Option<Vec<usize>>,
+    /// Outputs to keep, by name; any tensor of the file may be named. All of the file's outputs without.
+    pub outputs: Vec<String>,
+}
+
+/// Reads an ONNX file, with external data only from inside its folder.
+///
+/// # Errors
+/// Every way in which the file can be wrong; see [`OnnxError`].
+pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph, OnnxError> {
+    let bytes = std::fs::read(path).map_err(|source| OnnxError::Read { path: path.to_owned(), source })?;
+    load_bytes(&bytes, path.parent(), options)
+}
+
+/// [`load`] from memory; `folder` is where external data may lie.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_bytes(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Result<Graph, OnnxError> {
+    // tract panics on some files; a panic here is one more way in which a file can be wrong.
+    let result = catch_unwind(AssertUnwindSafe(|| load_inner(bytes, folder, options)));
+    result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(OnnxError::Analysis(format!("the loader stopped: {}", text.unwrap_or("no reason given"))))
+    })
+}
+
+fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Result<Graph, OnnxError> {
+    let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true).with_ignore_value_info(true);
+    let mut proto = onnx.proto_model_for_read(&mut &bytes[..]).map_err(|e| OnnxError::Malformed(brief(&e)))?;
+    let input = prepare(&mut proto, options)?;
+    let empty = GraphProto::default();
+    let file = proto.graph.as_ref().unwrap_or(&empty);
+    check_external(file, folder)?;
+    check_order(file)?;
+
+    let folder = folder.map(|f| if f.as_os_str().is_empty() { Path::new(".") } else { f }).and_then(Path::to_str);
+    let parsed = onnx.parse(&proto, folder).map_err(|e| OnnxError::Malformed(brief(&e)))?;
+    if let Some(name) = parsed.unresolved_inputs.first() {
+        return Err(OnnxError::Malformed(format!("tensor `{name}` is read but nothing gives it")));
+    }
+    let mut model = parsed.model;
+    model.analyse(false).map_err(|e| OnnxError::Analysis(brief(&e)))?;
+    let facts = Facts { model: &model, outlets: &parsed.outlets_by_name };
+    let opset = proto.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx").map_or(1, |o| o.version);
+
+    let mut converter = Converter::new(&facts, opset, &proto);
+    converter.run(file, &input)?;
+    let mut graph = converter.finish();
+    let names: Vec<String> = if options.outputs.is_empty() {
+        file.output.iter().map(|o| o.name.clone()).collect()
+    } else {
+        options.outputs.clone()
+    };
+    for name in names {
+        let found = || file.output.iter().map(|o| o.name.clone()).collect();
+        let missing = || OnnxError::NoSuchTensor { what: "output", name: name.clone(), found: found() };
+        graph.outputs.push(graph.value_named(&name).ok_or_else(missing)?);
+    }
+    Ok(graph)
+}
+
+/// Error chain on one line, without the dump of nodes that tract adds.
+pub(super) fn brief(error: &TractError) -> String {
+    let mut text = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    if let Some((at, _)) = text.char_indices().nth(600) {
+        text.truncate(at);
+        text.push('…');
+    }
+    text.replace('\n', " ")
+}
+
+/// Fixes the shape of the input to one sample and returns its name.
+fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, OnnxError> {
+    let graph = proto.graph.as_mut().filter(|g| !g.node.is_empty());
+    let graph = graph.ok_or_else(|| OnnxError::Malformed("it holds no graph with nodes".into()))?;
+    if graph.output.is_empty() {
+        return Err(OnnxError::Malformed("it names no output".into()));
+    }
+    let constants: Vec<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
+    let names: Vec<String> = graph.input.iter().map(|i| i.name.clone()).filter(|n| !constants.contains(n)).collect();
+    let name = match &options.input {
+        Some(name) if names.contains(name) => name.clone(),
+        Some(name) => return Err(OnnxError::NoSuchTensor { what: "input", name: name.clone(), found: names }),
+        None => match names.as_slice() {
+            [name] => name.clone(),
+            _ => return Err(OnnxError::Inputs { found: names }),
+        },
+    };
+    for input in graph.input.iter_mut().filter(|i| names.contains(&i.name)) {
+        let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_mut().and_then(|t| t.value.as_mut()) else {
+            return Err(OnnxError::Malformed(format!("input `{}` has no tensor type", input.name)));
+        };
+        let dims = tensor.shape.get_or_insert_default();
+        let fed = input.name == name;
+        if let (true, Some(shape)) = (fed, &options.input_shape) {
+            if !dims.dim.is_empty() && dims.dim.len() != shape.len() {
+                let found = describe(&dims.dim);
+                let what = format!("`input_shape` has {} dimensions, the file {}: {found:?}", shape.len(), found.len());
+                return Err(OnnxError::Node { node: input.name.clone(), op: "input".into(), what });
+            }
+            dims.dim = shape.iter().map(|d| fixed(*d as i64)).collect();
+        }
+        let free = |d: &Dimension| !matches!(d.value, Some(DimValue::DimValue(v)) if v > 0);
+        let batch = |d: &Dimension| free(d) || matches!(d.value, Some(DimValue::DimValue(v)) if v > 1);
+        if fed && dims.dim.len() > 1 && dims.dim.first().is_some_and(batch) && options.input_shape.is_none() {
+            dims.dim[0] = fixed(1);
+        }
+        if dims.dim.is_empty() || dims.dim.iter().any(free) {
+            return Err(OnnxError::FreeShape { input: input.name.clone(), shape: describe(&dims.dim) });
+        }
+    }
+    Ok(name)
+}
+
+fn fixed(size: i64) -> Dimension {
+    Dimension { denotation: String::new(), value: Some(DimValue::DimValue(size)) }
+}
+
+fn describe(dims: &[Dimension]) -> Vec<String> {
+    dims.iter()
+        .map(|d| match &d.value {
+            Some(DimValue::DimValue(v)) => v.to_string(),
+            Some(DimValue::DimParam(p)) => p.clone(),
+            None => "?".into(),
+        })
+        .collect()
+}
+
+/// External data must lie inside the model's folder; tract reads it there.
+fn check_external(graph: &GraphProto, folder: Option<&Path>) -> Result<(), OnnxError> {
+    let attributes = graph.node.iter().flat_map(|n| &n.attribute).filter_map(|a| a.t.as_ref());
+    for tensor in graph.initializer.iter().chain(attributes) {
+        check_size(tensor)?;
+        if tensor.data_location != Some(DataLocation::External as i32) {
+            continue;
+        }
+        let wrong = |reason: String| OnnxError::ExternalData { tensor: tensor.name.clone(), reason };
+        let location = tensor.external_data.iter().find(|e| e.key == "location").map(|e| e.value.as_str());
+        let location = location.ok_or_else(|| wrong("no location is given".into()))?;
+        let plain = Path::new(location).components().all(|c| matches!(c, std::path::Component::Normal(_) | std::path::Component::CurDir));
+        if !plain {
+            return Err(wrong(format!("`{location}` lies outside the model's folder; put the file beside the model and name it there")));
+        }
+        let folder = folder.ok_or_else(|| wrong("the model was read from memory".into()))?;
+        if !folder.join(location).is_file() {
+            return Err(wrong(format!("`{location}` is missing from the model's folder")));
+        }
+    }
+    Ok(())
+}
+
+/// More elements than this in one tensor cannot come from a model for a device: 2³¹ values are 8 GiB.
+const MAX_ELEMENTS: i64 = 1 << 31;
+
+fn check_size(tensor: &TensorProto) -> Result<(), OnnxError> {
+    let elements = tensor.dims.iter().try_fold(1i64, |n, d| if *d < 0 { None } else { n.checked_mul(*d) });
+    match elements {
+        Some(n) if n <= MAX_ELEMENTS => Ok(()),
+        _ => Err(OnnxError::Malformed(format!("tensor `{}` has impossible dimensions {:?}", tensor.name, tensor.dims))),
+    }
+}
+
+/// Inputs before their users, as ONNX asks; this also rules out cycles.
+fn check_order(graph: &GraphProto) -> Result<(), OnnxError> {
+    let mut known: std::collections::HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    known.extend(graph.input.iter().map(|i| i.name.as_str()));
+    for node in &graph.node {
+        if let Some(name) = node.input.iter().find(|i| !i.is_empty() && !known.contains(i.as_str())) {
+            let what = format!("node `{}` ({}) reads `{name}` before anything gives it: nodes out of order, or a cycle", node.name, node.op_type);
+            return Err(OnnxError::Malformed(what));
+        }
+        for output in node.output.iter().filter(|o| !o.is_empty()) {
+            if !known.insert(output) {
+                return Err(OnnxError::Malformed(format!("tensor `{output}` is given twice")));
+            }
+        }
+    }
+    let missing = graph.output.iter().find(|o| !known.contains(o.name.as_str()));
+    missing.map_or(Ok(()), |o| Err(OnnxError::Malformed(format!("nothing gives output `{}`", o.name))))
+}
+
+/// What tract found about each tensor of the file.
+pub(super) struct Facts<'a> {
+    model: &'a InferenceModel,
+    outlets: &'a HashMap<String, OutletId>,
+}
+
+impl Facts<'_> {
+    /// Shape, element type and, where constant, the value of the tensor of that name.
+    pub(super) fn of(&self, name: &str) -> Option<(Vec<usize>, DatumType, Option<Arc<Tensor>>)> {
+        let fact = self.model.outlet_fact(*self.outlets.get(name)?).ok()?;
+        let value = fact.value.concretize();
+        let dt = fact.datum_type.concretize().or(value.as_ref().map(|v| v.datum_type()))?;
+        let shape = match &value {
+            Some(value) => value.shape().to_vec(),
+            None => fact.shape.as_concrete_finite().ok()??.to_vec(),
+        };
+        Some((shape, dt, value))
+    }
+}
+
+/// Builds a value of the graph from what tract found.
+pub(super) fn value(name: &str, shape: Vec<usize>, dt: DatumType, constant: Option<&Tensor>, stored: bool) -> Value {
+    let element = match dt {
+        DatumType::F32 => Element::F32,
+        DatumType::F16 => Element::F16,
+        DatumType::F64 => Element::F64,
+        DatumType::Bool => Element::Bool,
+        _ => Element::Integer,
+    };
+    Value { name: name.into(), shape, element, constant: constant.and_then(to_f32), stored, source: None }
+}
+
+/// The values of a tensor as f32.
+pub(super) fn to_f32(tensor: &Tensor) -> Option<Arc<[f32]>> {
+    let cast = tensor.cast_to::<f32>().ok()?;
+    Some(cast.try_as_plain_ram().ok()?.as_slice::<f32>().ok()?.into())
+}
+
+/// The values of a tensor as i64.
+pub(super) fn to_i64(tensor: &Tensor) -> Option<Vec<i64>> {
+    let cast = tensor.cast_to::<i64>().ok()?;
+    Some(cast.try_as_plain_ram().ok()?.as_slice::<i64>().ok()?.to_vec())
+}
+
+/// Index of each tensor name in the graph.
+pub(super) type Names = HashMap<String, ValueId>;

@@ -1,0 +1,436 @@
+//! Convolution and dense layers: `y = act(W * x + b)`.
+//!
+//! ```text
+//! y[p, o]  = act(b[o] + Σ_k w[k, o] · patch(x, p)[k])                          forward
+//! dx       = patches-transposed of  dz[p, o] · w[k, o]                          input gradient, dz = dy · act'
+//! dw[k, o] = Σ_p patch(x, p)[k] · dz[p, o]                                      weight gradient
+//! W' = W + s·B·A:   da = s·(dz·B)ᵀ·patch(x),   db = s·dzᵀ·(patch(x)·Aᵀ)           LoRA gradients
+//! ```
+//!
+//! Source: ONNX Conv, Gemm, MatMul; LoRA: Hu et al. 2021 (arXiv 2106.09685), eq. 3. A dense layer is a convolution
+//! with a 1 x 1 kernel over a plane of `rows x 1`.
+//!
+//! | | shape |
+//! |---|---|
+//! | x | `[height, width, input_channels]` |
+//! | y, dy | `[out_height, out_width, output_channels]` |
+//! | w | `[groups][patch, group_outputs]`, patch = `[kernel_h, kernel_w, group_inputs]` |
+//! | wt | `[groups][group_outputs, patch]` |
+//! | a | `[rank, patch]`, rows of group g from `g * rank / groups` |
+//! | bt | `[groups][rank / groups, group_outputs]` |
+//!
+//! A frozen layer saves nothing but the mask of a fused activation.
+
+use std::sync::Arc;
+
+use super::conv_geometry::ConvGeometry;
+use super::unary::Activation;
+use super::{Keeps, Operator};
+use crate::kernels::gemm::{Start, gemm, gemm_from};
+
+/// Output positions whose patches are in memory at a time: 128 rows of a patch of some hundred values stay in L2.
+const POSITIONS: usize = 128;
+
+/// Weights of a convolution as the kernels read them.
+#[derive(Clone, Debug, Default)]
+pub struct ConvWeights {
+    /// `[groups][patch, group_outputs]`.
+    pub w: Vec<f32>,
+    /// `[groups][group_outputs, patch]`; empty where no input gradient is wanted.
+    pub wt: Vec<f32>,
+    /// `[output_channels]`, or empty.
+    pub bias: Vec<f32>,
+}
+
+impl ConvWeights {
+    /// Fills `wt` from `w`.
+    pub fn transpose(&mut self, g: &ConvGeometry) {
+        let (patch, outputs) = (g.patch(), g.group_outputs());
+        self.wt.resize(self.w.len(), 0.0);
+        for group in 0..g.groups {
+            let w = &self.w[group * patch * outputs..][..patch * outputs];
+            let wt = &mut self.wt[group * patch * outputs..][..patch * outputs];
+            transpose(w, patch, outputs, wt);
+        }
+    }
+}
+
+/// Writes the transpose of `x [rows, columns]` to `y [columns, rows]`.
+pub(crate) fn transpose(x: &[f32], rows: usize, columns: usize, y: &mut [f32]) {
+    for (i, row) in x.chunks_exact(columns.max(1)).take(rows).enumerate() {
+        for (j, value) in row.iter().enumerate() {
+            y[j * rows + i] = *value;
+        }
+    }
+}
+
+/// LoRA factors as the gradient kernels read them.
+#[derive(Clone, Debug, Default)]
+pub struct Factors {
+    /// Aᵀ: `[groups][patch, rank / groups]`.
+    pub a_t: Vec<f32>,
+    /// B: `[groups][group_outputs, rank / groups]`.
+    pub b: Vec<f32>,
+}
+
+/// A convolution without its weights.
+#[derive(Clone, Debug)]
+pub struct Conv {
+    /// Sizes.
+    pub geometry: ConvGeometry,
+    /// Fused activation.
+    pub activation: Activation,
+    /// Whether the plan keeps the output anyway, so that the mask of the activation is read from it.
+    pub output_kept: bool,
+}
+
+impl Conv {
+    /// What the gradient of the activation needs.
+    pub fn keeps(&self) -> Keeps {
+        let masked = !matches!(self.activation, Activation::None);
+        Keeps {
+            x: [false; 2],
+            y: masked && self.output_kept,
+            saved: if masked && !self.output_kept { self.activation.mask_len(self.geometry.output_len()) } else { 0 },
+        }
+    }
+
+    fn chunk(&self) -> usize {
+        POSITIONS.min(self.geometry.positions())
+    }
+
+    /// Scratch values for [`Conv::forward`] and [`Conv::input_gradient`].
+    pub fn work(&self) -> usize {
+        if self.geometry.is_pointwise() { 0 } else { self.chunk() * self.geometry.patch() }
+    }
+
+    /// Scratch values for [`Conv::low_rank_gradient`] with `rank`.
+    pub fn low_rank_work(&self, rank: usize) -> usize {
+        self.work() + 2 * self.chunk() * rank / self.geometry.groups
+    }
+
+    /// y = act(bias + W * x).
+    pub fn forward(&self, weights: &ConvWeights, x: &[f32], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
+        let g = &self.geometry;
+        let (patch, inputs, outputs) = (g.patch(), g.group_inputs(), g.group_outputs());
+        for group in 0..g.groups {
+            let w = &weights.w[group * patch * outputs..][..patch * outputs];
+            let start = match weights.bias.get(group * outputs..(group + 1) * outputs) {
+                Some(bias) => Start::Bias(bias),
+                None => Start::Zero,
+            };
+            if g.is_pointwise() {
+                let y = &mut y[group * outputs..];
+                let x = &x[group * inputs..];
+                gemm_from(start, g.positions(), outputs, patch, x, g.input_channels, 1, w, outputs, y, g.output_channels);
+                continue;
+            }
+            for range in chunks(g.positions(), self.chunk()) {
+                let col = &mut work[..range.len() * patch];
+                g.patches(x, group, range.clone(), col);
+                let y = &mut y[range.start * g.output_channels + group * outputs..];
+                gemm_from(start, range.len(), outputs, patch, col, patch, 1, w, outputs, y, g.output_channels);
+            }
+        }
+        self.activation.apply(y);
+        if !saved.is_empty() {
+            self.activation.save_mask(y, saved);
+        }
+    }
+
+    /// dy becomes dz: zero where the activation is flat.
+    pub fn activation_gradient(&self, y: &[f32], saved: &[f32], dy: &mut [f32]) {
+        if !matches!(self.activation, Activation::None) {
+            self.activation.mask_gradient(y, saved, dy);
+        }
+    }
+
+    /// dx += transposed convolution of dz.
+    pub fn input_gradient(&self, weights: &ConvWeights, dz: &[f32], dx: &mut [f32], work: &mut [f32]) {
+        let g = &self.geometry;
+        let (patch, inputs, outputs) = (g.patch(), g.group_inputs(), g.group_outputs());
+        for group in 0..g.groups {
+            let wt = &weights.wt[group * patch * outputs..][..patch * outputs];
+            if g.is_pointwise() {
+                let dz = &dz[group * outputs..];
+                let dx = &mut dx[group * inputs..];
+                gemm(g.positions(), patch, outputs, dz, g.output_channels, 1, wt, patch, dx, g.input_channels);
+                continue;
+            }
+            for range in chunks(g.positions(), self.chunk()) {
+                let col = &mut work[..range.len() * patch];
+                let dz = &dz[range.start * g.output_channels + group * outputs..];
+                gemm_from(Start::Zero, range.len(), patch, outputs, dz, g.output_channels, 1, wt, patch, col, patch);
+                g.add_patches(col, group, range, dx);
+            }
+        }
+    }
+
+    /// dw += Σ patch(x)ᵀ·dz, `dw [groups][patch, group_outputs]`.
+    pub fn weight_gradient(&self, x: &[f32], dz: &[f32], dw: &mut [f32], work: &mut [f32]) {
+        let g = &self.geometry;
+        let (patch, outputs) = (g.patch(), g.group_outputs());
+        for group in 0..g.groups {
+            let dw = &mut dw[group * patch * outputs..][..patch * outputs];
+            for range in chunks(g.positions(), self.chunk()) {
+                let (col, stride) = self.patch_rows(x, group, range.clone(), work);
+                let dz = &dz[range.start * g.output_channels + group * outputs..];
+                gemm(patch, outputs, range.len(), col, 1, stride, dz, g.output_channels, dw, outputs);
+            }
+        }
+    }
+
+    /// da += s·(dz·B)ᵀ·patch(x) and dbt += s·(patch(x)·Aᵀ)ᵀ·dz, shapes as `a` and `bt` in the head of this file.
+    pub fn low_rank_gradient(
+        &self,
+        factors: &Factors,
+        rank: usize,
+        scale: f32,
+        x: &[f32],
+        dz: &[f32],
+        da: &mut [f32],
+        dbt: &mut [f32],
+        work: &mut [f32],
+    ) {
+        let g = &self.geometry;
+        let (patch, outputs) = (g.patch(), g.group_outputs());
+        let rank = rank / g.groups;
+        let (narrow, work) = work.split_at_mut(2 * self.chunk() * rank);
+        let (h, e) = narrow.split_at_mut(self.chunk() * rank);
+        for group in 0..g.groups {
+            let a_t = &factors.a_t[group * patch * rank..][..patch * rank];
+            let b = &factors.b[group * outputs * rank..][..outputs * rank];
+            let da = &mut da[group * rank * patch..][..rank * patch];
+            let dbt = &mut dbt[group * rank * outputs..][..rank * outputs];
+            for range in chunks(g.positions(), self.chunk()) {
+                let rows = range.len();
+                let (col, stride) = self.patch_rows(x, group, range.clone(), work);
+                let dz = &dz[range.start * g.output_channels + group * outputs..];
+                let (h, e) = (&mut h[..rows * rank], &mut e[..rows * rank]);
+                gemm_from(Start::Zero, rows, rank, patch, col, stride, 1, a_t, rank, h, rank);
+                gemm_from(Start::Zero, rows, rank, outputs, dz, g.output_channels, 1, b, rank, e, rank);
+                h.iter_mut().chain(e.iter_mut()).for_each(|v| *v *= scale);
+                gemm(rank, patch, rows, e, 1, rank, col, stride, da, patch);
+                gemm(rank, outputs, rows, h, 1, rank, dz, g.output_channels, dbt, outputs);
+            }
+        }
+    }
+
+    /// db += Σ_p dz[p, :].
+    pub fn bias_gradient(&self, dz: &[f32], db: &mut [f32]) {
+        for row in dz.chunks_exact(self.geometry.output_channels) {
+            for (db, d) in db.iter_mut().zip(row) {
+                *db += d;
+            }
+        }
+    }
+
+    /// Patches of `range` as rows, and the distance between rows: straight from x where the layer is pointwise.
+    fn patch_rows<'a>(
+        &self,
+        x: &'a [f32],
+        group: usize,
+        range: std::ops::Range<usize>,
+        work: &'a mut [f32],
+    ) -> (&'a [f32], usize) {
+        let g = &self.geometry;
+        if g.is_pointwise() {
+            return (&x[range.start * g.input_channels + group * g.group_inputs()..], g.input_channels);
+        }
+        let patch = g.patch();
+        let col = &mut work[..range.len() * patch];
+        g.patches(x, group, range, col);
+        (col, patch)
+    }
+}
+
+fn chunks(total: usize, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..total).step_by(size.max(1)).map(move |start| start..(start + size).min(total))
+}
+
+/// A convolution whose weights never change.
+#[derive(Clone, Debug)]
+pub struct FrozenConv {
+    /// Sizes and activation.
+    pub conv: Conv,
+    /// Weights.
+    pub weights: Arc<ConvWeights>,
+}
+
+impl Operator for FrozenConv {
+    fn output_len(&self) -> usize {
+        self.conv.geometry.output_len()
+    }
+
+    fn keeps(&self) -> Keeps {
+        self.conv.keeps()
+    }
+
+    fn forward_work(&self) -> usize {
+        self.conv.work()
+    }
+
+    fn vjp_work(&self) -> usize {
+        self.conv.work()
+    }
+
+    fn forward(&self, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
+        self.conv.forward(&self.weights, x[0], y, saved, work);
+    }
+
+    fn vjp(
+        &self,
+        _x: &[&[f32]],
+        y: &[f32],
+        saved: &[f32],
+        dy: &mut [f32],
+        dx: &mut [Option<&mut [f32]>],
+        work: &mut [f32],
+    ) {
+        self.conv.activation_gradient(y, saved, dy);
+        if let Some(dx) = &mut dx[0] {
+            self.conv.input_gradient(&self.weights, dy, dx, work);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::Case;
+
+    fn values(seed: u64, n: usize) -> Vec<f32> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        (0..n).map(|_| rng.f32() * 2.0 - 1.0).collect()
+    }
+
+    /// Plain loops over the formula of ONNX Conv, channels last.
+    pub(crate) fn oracle(g: &ConvGeometry, x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
+        let mut y = vec![0.0; g.output_len()];
+        let (patch, inputs, outputs) = (g.patch(), g.group_inputs(), g.group_outputs());
+        for oy in 0..g.output[0] {
+            for ox in 0..g.output[1] {
+                for o in 0..g.output_channels {
+                    let group = o / outputs;
+                    let mut sum = bias.get(o).copied().unwrap_or(0.0);
+                    for ky in 0..g.kernel[0] {
+                        for kx in 0..g.kernel[1] {
+                            let iy = (oy * g.stride[0] + ky * g.dilation[0]) as isize - g.pads_begin[0] as isize;
+                            let ix = (ox * g.stride[1] + kx * g.dilation[1]) as isize - g.pads_begin[1] as isize;
+                            if iy < 0 || ix < 0 || iy as usize >= g.input[0] || ix as usize >= g.input[1] {
+                                continue;
+                            }
+                            for c in 0..inputs {
+                                let at = (iy as usize * g.input[1] + ix as usize) * g.input_channels + group * inputs + c;
+                                let k = (ky * g.kernel[1] + kx) * inputs + c;
+                                sum += x[at] * w[(group * patch + k) * outputs + o % outputs];
+                            }
+                        }
+                    }
+                    y[(oy * g.output[1] + ox) * g.output_channels + o] = sum;
+                }
+            }
+        }
+        y
+    }
+
+    fn geometries() -> Vec<ConvGeometry> {
+        let g = |input, cin, output, cout, kernel, stride, dilation, pads_begin, groups| ConvGeometry {
+            input,
+            input_channels: cin,
+            output,
+            output_channels: cout,
+            kernel,
+            stride,
+            dilation,
+            pads_begin,
+            groups,
+        };
+        vec![
+            ConvGeometry::dense(1, 7, 5),
+            ConvGeometry::dense(3, 64, 12),
+            g([5, 4], 3, [5, 4], 7, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+            g([7, 5], 3, [3, 2], 5, [2, 2], [3, 3], [1, 1], [0, 0], 1), // stride above the kernel
+            g([6, 5], 2, [6, 5], 3, [4, 2], [1, 1], [1, 1], [2, 0], 1), // padding on one side
+            g([9, 8], 4, [5, 4], 6, [3, 3], [1, 1], [2, 2], [0, 0], 2), // dilation, groups
+            g([1, 16], 3, [1, 8], 13, [1, 5], [1, 2], [1, 1], [0, 2], 1), // 1-D
+            g([13, 12], 17, [7, 6], 19, [3, 3], [2, 2], [1, 1], [1, 1], 1),
+            g([4, 4], 3, [4, 4], 6, [3, 3], [1, 1], [1, 1], [1, 1], 3), // depthwise with a multiplier
+        ]
+    }
+
+    #[test]
+    fn frozen_layer_against_oracle_and_central_differences() {
+        for (index, g) in geometries().into_iter().enumerate() {
+            let x = values(index as u64, g.input_len());
+            let mut weights = ConvWeights {
+                w: values(50 + index as u64, g.groups * g.patch() * g.group_outputs()),
+                wt: vec![],
+                bias: if index % 2 == 0 { values(90, g.output_channels) } else { vec![] },
+            };
+            weights.transpose(&g);
+            let w: Vec<f64> = weights.w.iter().map(|v| *v as f64).collect();
+            let bias: Vec<f64> = weights.bias.iter().map(|v| *v as f64).collect();
+            let op = FrozenConv {
+                conv: Conv { geometry: g.clone(), activation: Activation::None, output_kept: false },
+                weights: Arc::new(weights),
+            };
+            Case { op: &op, x: vec![x], oracle: &|x| oracle(&g, &x[0], &w, &bias) }.run();
+        }
+    }
+
+    /// Relative to the norm of the tensor: f32 sums of some hundred products.
+    const RELATIVE: f64 = 1e-6;
+
+    fn close(got: &[f32], want: &[f64], what: &str) {
+        let difference: f64 = got.iter().zip(want).map(|(g, w)| (*g as f64 - w).powi(2)).sum();
+        let norm: f64 = want.iter().map(|w| w * w).sum();
+        assert!(norm > 0.0 && difference.sqrt() <= RELATIVE * norm.sqrt(), "{what}: {} of {}", difference.sqrt(), norm.sqrt());
+    }
+
+    #[test]
+    fn weight_and_low_rank_gradients_against_the_oracle() {
+        for (index, g) in geometries().into_iter().enumerate() {
+            let (patch, outputs) = (g.patch(), g.group_outputs());
+            let x = values(index as u64, g.input_len());
+            let dz = values(7 + index as u64, g.output_len());
+            let conv = Conv { geometry: g.clone(), activation: Activation::None, output_kept: false };
+            // The loss Σ dz·y is linear in each weight, so its derivative is y with that weight one and all others zero.
+            let xd: Vec<f64> = x.iter().map(|v| *v as f64).collect();
+            let mut expected = vec![0.0; g.groups * patch * outputs];
+            for at in 0..expected.len() {
+                let mut one = vec![0.0; expected.len()];
+                one[at] = 1.0;
+                expected[at] = oracle(&g, &xd, &one, &[]).iter().zip(&dz).map(|(y, d)| y * *d as f64).sum();
+            }
+            let mut dw = vec![0.0; expected.len()];
+            let mut work = vec![f32::NAN; conv.low_rank_work(4 * g.groups)];
+            conv.weight_gradient(&x, &dz, &mut dw, &mut work);
+            close(&dw, &expected, "dw");
+
+            let rank = 2 * g.groups;
+            let a = values(21, rank * patch);
+            let bt = values(22, 2 * g.output_channels);
+            let scale = 0.75;
+            let mut factors = Factors { a_t: vec![0.0; a.len()], b: vec![0.0; bt.len()] };
+            let (mut da_want, mut dbt_want) = (vec![0.0; a.len()], vec![0.0; bt.len()]);
+            for group in 0..g.groups {
+                transpose(&a[group * 2 * patch..][..2 * patch], 2, patch, &mut factors.a_t[group * 2 * patch..]);
+                transpose(&bt[group * 2 * outputs..][..2 * outputs], 2, outputs, &mut factors.b[group * 2 * outputs..]);
+                for j in 0..2 {
+                    for k in 0..patch {
+                        for o in 0..outputs {
+                            let d = scale as f64 * expected[(group * patch + k) * outputs + o];
+                            da_want[(group * 2 + j) * patch + k] += d * bt[(group * 2 + j) * outputs + o] as f64;
+                            dbt_want[(group * 2 + j) * outputs + o] += d * a[(group * 2 + j) * patch + k] as f64;
+                        }
+                    }
+                }
+            }
+            let (mut da, mut dbt) = (vec![0.0; a.len()], vec![0.0; bt.len()]);
+            conv.low_rank_gradient(&factors, rank, scale, &x, &dz, &mut da, &mut dbt, &mut work);
+            close(&da, &da_want, "da");
+            close(&dbt, &dbt_want, "dbt");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Where the taps of a convolution fall: output position, tap and input position, with padding.
+//!
+//! For an axis: `input = output * stride + tap * dilation - pad_begin` (ONNX Conv). A 1-D convolution has height 1.
+
+use std::ops::Range;
+
+/// Sizes of a convolution on one sample, channels last; `[height, width]` each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConvGeometry {
+    /// Input plane.
+    pub input: [usize; 2],
+    /// Input channels, all groups together.
+    pub input_channels: usize,
+    /// Output plane; padding at the end follows from it.
+    pub output: [usize; 2],
+    /// Output channels, all groups together.
+    pub output_channels: usize,
+    /// Kernel.
+    pub kernel: [usize; 2],
+    /// Stride.
+    pub stride: [usize; 2],
+    /// Dilation.
+    pub dilation: [usize; 2],
+    /// Padding before the first row and column.
+    pub pads_begin: [usize; 2],
+    /// Groups; input and output channels are multiples of it.
+    pub groups: usize,
+}
+
+impl ConvGeometry {
+    /// A dense layer on `rows` rows: `[rows, inputs] -> [rows, outputs]`.
+    pub fn dense(rows: usize, inputs: usize, outputs: usize) -> Self {
+        Self {
+            input: [rows, 1],
+            input_channels: inputs,
+            output: [rows, 1],
+            output_channels: outputs,
+            kernel: [1, 1],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pads_begin: [0, 0],
+            groups: 1,
+        }
+    }
+
+    /// Whether each output position reads just the input position of the same index.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.pads_begin == [0, 0] && self.input == self.output
+    }
+
+    /// Whether each channel is a group of its own with one output.
+    pub fn is_depthwise(&self) -> bool {
+        self.groups == self.input_channels && self.groups == self.output_channels && self.groups > 1
+    }
+
+    /// Values in the input.
+    pub fn input_len(&self) -> usize {
+        self.input[0] * self.input[1] * self.input_channels
+    }
+
+    /// Output positions.
+    pub fn positions(&self) -> usize {
+        self.output[0] * self.output[1]
+    }
+
+    /// Values in the output.
+    pub fn output_len(&self) -> usize {
+        self.positions() * self.output_channels
+    }
+
+    /// Input channels of a group.
+    pub fn group_inputs(&self) -> usize {
+        self.input_channels / self.groups
+    }
+
+    /// Output channels of a group.
+    pub fn group_outputs(&self) -> usize {
+        self.output_channels / self.groups
+    }
+
+    /// Values that one output of a group reads: taps times input channels of the group.
+    pub fn patch(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.group_inputs()
+    }
+
+    /// Multiply-adds of a forward pass.
+    pub fn multiply_adds(&self) -> u64 {
+        self.positions() as u64 * self.output_channels as u64 * self.patch() as u64
+    }
+
+    /// The taps of `axis` that fall inside the input for output position `o`.
+    #[inline(always)]
+    pub fn taps(&self, axis: usize, o: usize) -> Range<usize> {
+        let (stride, dilation, pad) = (self.stride[axis], self.dilation[axis], self.pads_begin[axis]);
+        let origin = o * stride;
+        let first = if origin >= pad { 0 } else { (pad - origin).div_ceil(dilation) };
+        let room = self.input[axis] + pad;
+        let last = if room > origin { (room - origin).div_ceil(dilation) } else { 0 };
+        first..last.min(self.kernel[axis]).max(first)
+    }
+
+    /// The input position that `tap` of output position `o` reads; the tap must be one of [`ConvGeometry::taps`].
+    #[inline(always)]
+    pub fn position(&self, axis: usize, o: usize, tap: usize) -> usize {
+        o * self.stride[axis] + tap * self.dilation[axis] - self.pads_begin[axis]
+    }
+
+    /// Writes the patches of output positions `range` for `group` to `col [range, patch]`, taps outside as zero.
+    pub fn patches(&self, x: &[f32], group: usize, range: Range<usize>, col: &mut [f32]) {
+        let (width, channels, inputs) = (self.input[1], self.input_channels, self.group_inputs());
+        let patch = self.patch();
+        for (index, o) in range.enumerate() {
+            let (oy, ox) = (o / self.output[1], o % self.output[1]);
+            let row = &mut col[index * patch..][..patch];
+            let (rows, columns) = (self.taps(0, oy), self.taps(1, ox));
+            if rows.len() < self.kernel[0] || columns.len() < self.kernel[1] {
+                row.fill(0.0);
+            }
+            for ky in rows {
+                let line = self.position(0, oy, ky) * width;
+                for kx in columns.clone() {
+                    let from = (line + self.position(1, ox, kx)) * channels + group * inputs;
+                    let to = (ky * self.kernel[1] + kx) * inputs;
+                    row[to..to + inputs].copy_from_slice(&x[from..from + inputs]);
+                }
+            }
+        }
+    }
+
+    /// Adds patches back to where they came from: the transpose of [`ConvGeometry::patches`].
+    pub fn add_patches(&self, col: &[f32], group: usize, range: Range<usize>, dx: &mut [f32]) {
+        let (width, channels, inputs) = (self.input[1], self.input_channels, self.group_inputs());
+        let patch = self.patch();
+        for (index, o) in range.enumerate() {
+            let (oy, ox) = (o / self.output[1], o % self.output[1]);
+            let row = &col[index * patch..][..patch];
+            for ky in self.taps(0, oy) {
+                let line = self.position(0, oy, ky) * width;
+                for kx in self.taps(1, ox) {
+                    let to = (line + self.position(1, ox, kx)) * channels + group * inputs;
+                    let from = (ky * self.kernel[1] + kx) * inputs;
+                    for (dx, d) in dx[to..to + inputs].iter_mut().zip(&row[from..from + inputs]) {
+                        *dx += d;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Operators: forward and vjp side by side, one file a family.
+//!
+//! An operator works on **one sample** whose shapes are fixed when it is built, on plain `f32` slices in the
+//! physical layout that the plan chose (channels last, `[height, width, channels]`, for images and planes; row-major
+//! for everything else). Constants (frozen weights, broadcast constants) are part of the operator; activations
+//! come in as slices. Weights that an adapter changes are handed in by the plan, see [`conv`].
+//!
+//! `vjp` is the vector-Jacobian product: given `dy`, it **adds** to each `dx` that is wanted. What it needs from the
+//! forward pass is declared by [`Operator::keeps`]; the plan keeps exactly that alive.
+
+pub mod batch_norm;
+pub mod binary;
+pub mod conv;
+pub mod conv_geometry;
+pub mod depthwise;
+pub mod matmul;
+pub mod movement;
+pub mod pool;
+pub mod reduce;
+pub mod softmax;
+pub mod unary;
+
+#[cfg(test)]
+pub(crate) mod check;
+
+/// What an operator needs in its vjp, beyond `dy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keeps {
+    /// Whether each of the (at most two) inputs must be kept.
+    pub x: [bool; 2],
+    /// Whether the output must be kept.
+    pub y: bool,
+    /// Values (f32 slots) of `saved` that forward writes for the vjp, such as a mask or an index.
+    pub saved: usize,
+}
+
+/// One operator on one sample, with at most two activations in and one out.
+pub trait Operator: Send + Sync + std::fmt::Debug {
+    /// Values in the output.
+    fn output_len(&self) -> usize;
+
+    /// What the vjp needs; with `for_training` false nothing is saved.
+    fn keeps(&self) -> Keeps;
+
+    /// Scratch values that `forward` needs; contents on entry are arbitrary.
+    fn forward_work(&self) -> usize {
+        0
+    }
+
+    /// Scratch values that `vjp` needs; contents on entry are arbitrary.
+    fn vjp_work(&self) -> usize {
+        0
+    }
+
+    /// Writes `y` from `x` (overwrites whatever was there).
+    ///
+    /// `saved` has [`Keeps::saved`] values when a vjp will follow and is empty otherwise: then nothing is saved.
+    fn forward(&self, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], work: &mut [f32]);
+
+    /// Adds to each wanted `dx` the product of `dy` with the Jacobian.
+    ///
+    /// `x` and `y` are empty slices where [`Operator::keeps`] does not ask for them. `dy` may be overwritten: it is
+    /// not read again.
+    fn vjp(
+        &self,
+        x: &[&[f32]],
+        y: &[f32],
+        saved: &[f32],
+        dy: &mut [f32],
+        dx: &mut [Option<&mut [f32]>],
+        work: &mut [f32],
+    );
+}

@@ -1,0 +1,152 @@
+//! Softmax and log-softmax over one axis.
+//!
+//! Softmax: yᵢ = e^(xᵢ − m) / Σ e^(xⱼ − m) with m = max x; dx += y (dy − Σ dy y).
+//! LogSoftmax: yᵢ = xᵢ − m − ln Σ e^(xⱼ − m); dx += dy − e^y Σ dy. (ONNX Softmax, LogSoftmax since opset 13.)
+//!
+//! `x`, `y [outer, len, inner]`, the axis in the middle. y is kept. Sums are f64. A row that holds not a number or +∞, or
+//! nothing but −∞, is not a number throughout.
+
+use super::{Keeps, Operator};
+
+/// Softmax or log-softmax along the middle of `[outer, len, inner]`.
+#[derive(Clone, Debug)]
+pub struct Softmax {
+    outer: usize,
+    len: usize,
+    inner: usize,
+    log: bool,
+}
+
+impl Softmax {
+    /// With `log`, the logarithm of the softmax.
+    pub fn new(outer: usize, len: usize, inner: usize, log: bool) -> Self {
+        Self { outer, len, inner, log }
+    }
+
+    /// The first offset of each line along the axis.
+    fn lines(&self) -> impl Iterator<Item = usize> {
+        let (outer, inner, block) = (self.outer, self.inner, self.len * self.inner);
+        let outer = if self.len == 0 { 0 } else { outer };
+        (0..outer).flat_map(move |o| (0..inner).map(move |i| o * block + i))
+    }
+}
+
+impl Operator for Softmax {
+    fn output_len(&self) -> usize {
+        self.outer * self.len * self.inner
+    }
+
+    fn keeps(&self) -> Keeps {
+        Keeps { y: true, ..Keeps::default() }
+    }
+
+    fn forward(&self, x: &[&[f32]], y: &mut [f32], _saved: &mut [f32], _work: &mut [f32]) {
+        let span = self.len.saturating_sub(1) * self.inner + 1;
+        for from in self.lines() {
+            let line = || x[0][from..from + span].iter().step_by(self.inner);
+            let out = y[from..from + span].iter_mut().step_by(self.inner);
+            let max = line().fold(f32::NEG_INFINITY, |max, x| max.max(*x));
+            if self.log {
+                let sum: f64 = line().map(|x| f64::from((x - max).exp())).sum();
+                let log_sum = sum.ln();
+                for (y, x) in out.zip(line()) {
+                    *y = (f64::from(x - max) - log_sum) as f32;
+                }
+            } else {
+                let mut sum = 0.0;
+                for (y, x) in out.zip(line()) {
+                    *y = (x - max).exp();
+                    sum += f64::from(*y);
+                }
+                let factor = (1.0 / sum) as f32;
+                for y in y[from..from + span].iter_mut().step_by(self.inner) {
+                    *y *= factor;
+                }
+            }
+        }
+    }
+
+    fn vjp(
+        &self,
+        _x: &[&[f32]],
+        y: &[f32],
+        _saved: &[f32],
+        dy: &mut [f32],
+        dx: &mut [Option<&mut [f32]>],
+        _work: &mut [f32],
+    ) {
+        let Some(dx) = dx[0].as_deref_mut() else { return };
+        let span = self.len.saturating_sub(1) * self.inner + 1;
+        for from in self.lines() {
+            let dx = dx[from..from + span].iter_mut().step_by(self.inner);
+            let lines = || {
+                let dy = dy[from..from + span].iter().step_by(self.inner);
+                dy.zip(y[from..from + span].iter().step_by(self.inner))
+            };
+            if self.log {
+                let sum = lines().map(|(dy, _)| f64::from(*dy)).sum::<f64>() as f32;
+                for (dx, (dy, y)) in dx.zip(lines()) {
+                    *dx += dy - y.exp() * sum;
+                }
+            } else {
+                let sum = lines().map(|(dy, y)| f64::from(*dy) * f64::from(*y)).sum::<f64>() as f32;
+                for (dx, (dy, y)) in dx.zip(lines()) {
+                    *dx += y * (dy - sum);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::{Case, values, values_in};
+    use super::*;
+
+    fn check(outer: usize, len: usize, inner: usize, log: bool, x: Vec<f32>, gradient: bool) {
+        let op = Softmax::new(outer, len, inner, log);
+        let oracle = |x: &[Vec<f64>]| {
+            let mut y = vec![0.0; x[0].len()];
+            for o in 0..outer {
+                for i in 0..inner {
+                    let at = |l: usize| (o * len + l) * inner + i;
+                    let max = (0..len).map(|l| x[0][at(l)]).fold(f64::NEG_INFINITY, f64::max);
+                    let sum: f64 = (0..len).map(|l| (x[0][at(l)] - max).exp()).sum();
+                    for l in 0..len {
+                        let z = x[0][at(l)] - max;
+                        y[at(l)] = if log { z - sum.ln() } else { z.exp() / sum };
+                    }
+                }
+            }
+            y
+        };
+        let case = Case { op: &op, x: vec![x], oracle: &oracle };
+        if gradient { case.run() } else { drop(case.forward()) }
+    }
+
+    #[test]
+    fn agrees_with_the_oracle() {
+        for log in [false, true] {
+            for outer in [0, 1, 3] {
+                for len in [0, 1, 2, 7, 12, 33] {
+                    for inner in [0, 1, 5] {
+                        check(outer, len, inner, log, values_in(5, outer * len * inner, -3.0, 3.0), true);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn large_magnitudes_do_not_overflow() {
+        for log in [false, true] {
+            for inner in [1, 5] {
+                let x = values(6, 2 * 9 * inner).iter().map(|x| (x * 1e4).round()).collect();
+                check(2, 9, inner, log, x, false);
+            }
+            check(1, 3, 1, log, vec![1.5e38, -1.5e38, 0.0], false);
+        }
+        check(1, 3, 1, false, vec![3e38, -3e38, 0.0], false);
+        check(1, 3, 1, false, vec![f32::NEG_INFINITY, 0.0, 1.0], false);
+    }
+}

@@ -1,0 +1,201 @@
+//! A graph lowered to steps on physical buffers.
+
+use std::sync::Arc;
+
+use super::lower::Lowering;
+use crate::graph::{Foreign, Graph, Site, ValueId};
+use crate::lora::{Adaptation, SiteStep};
+use crate::ops::{Keeps, Operator};
+
+/// Index of a buffer of a [`Program`].
+pub type SlotId = usize;
+
+/// Why a graph cannot be planned or a plan cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// A gradient would have to pass through an operator that has none.
+    #[error(
+        "no gradient through node `{node}` ({op}): it lies between an adapted layer and the loss; \
+         choose sites behind it with --sites, see `accentor inspect`"
+    )]
+    NoGradient {
+        /// Node.
+        node: String,
+        /// ONNX operator.
+        op: String,
+    },
+    /// A shape that the operator cannot have.
+    #[error("node `{node}` ({op}): {what}")]
+    Unsupported {
+        /// Node.
+        node: String,
+        /// ONNX operator.
+        op: String,
+        /// What was found and what would do.
+        what: String,
+    },
+    /// An operator of the other engine failed.
+    #[error("node `{node}` failed: {reason}")]
+    Foreign {
+        /// Node.
+        node: String,
+        /// The engine's words.
+        reason: String,
+    },
+    /// The model's output does not depend on the input.
+    #[error("output `{0}` is a constant: nothing to compute")]
+    Constant(String),
+    /// None of the sites lies before the loss.
+    #[error("no adapted layer lies before the loss: choose others with --sites, see `accentor inspect`")]
+    NoSite,
+}
+
+/// A step of a program.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) node: String,
+    pub(crate) op_type: String,
+    pub(crate) kind: StepKind,
+    pub(crate) x: Vec<SlotId>,
+    pub(crate) y: Vec<SlotId>,
+    /// Multiply-adds of a forward pass.
+    pub(crate) multiply_adds: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum StepKind {
+    /// A frozen operator.
+    Op(Arc<dyn Operator>),
+    /// A frozen operator whose fused activation reads its mask from the output if that is kept anyway.
+    Masked(MaskedOp),
+    /// Adapted layer of that index.
+    Site(usize),
+    Foreign(Arc<dyn Foreign>),
+}
+
+/// Built in two forms: mask saved as bits, or read from the kept output.
+#[derive(Clone, Debug)]
+pub(crate) struct MaskedOp {
+    pub(crate) bits: Arc<dyn Operator>,
+    pub(crate) output: Arc<dyn Operator>,
+}
+
+/// What a step is, for people.
+#[derive(Clone, Debug)]
+pub struct StepInfo {
+    /// ONNX node.
+    pub node: String,
+    /// ONNX operator.
+    pub op_type: String,
+    /// Multiply-adds of a forward pass.
+    pub multiply_adds: u64,
+    /// Whether it depends on an adapted layer.
+    pub adapted: bool,
+}
+
+/// A graph lowered to steps, from one input to one value.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub(crate) slots: Vec<usize>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) sites: Vec<SiteStep>,
+    /// Slot of the model input.
+    pub input: SlotId,
+    /// Slot of the value asked for, row-major.
+    pub output: SlotId,
+}
+
+impl Program {
+    /// Lowers what `output` needs. `sites` are the adapted layers, in the order in which parameters are given.
+    ///
+    /// # Errors
+    /// An operator with a shape that it cannot have.
+    pub fn new(
+        graph: &Graph,
+        input: ValueId,
+        output: ValueId,
+        sites: &[(Site, Adaptation)],
+    ) -> Result<Self, PlanError> {
+        Lowering::new(graph, sites).run(input, output)
+    }
+
+    /// The adapted layers.
+    pub fn sites(&self) -> &[SiteStep] {
+        &self.sites
+    }
+
+    /// Number of values in `slot`.
+    pub fn slot_len(&self, slot: SlotId) -> usize {
+        self.slots[slot]
+    }
+
+    /// Which slots depend on an adapted layer.
+    pub fn adapted_slots(&self) -> Vec<bool> {
+        let mut adapted = vec![false; self.slots.len()];
+        for step in &self.steps {
+            if matches!(step.kind, StepKind::Site(_)) || step.x.iter().any(|x| adapted[*x]) {
+                step.y.iter().for_each(|y| adapted[*y] = true);
+            }
+        }
+        adapted
+    }
+
+    /// The slots where the frozen prefix ends: computed without any adapted layer, read by what depends on one.
+    pub fn boundary(&self) -> Vec<SlotId> {
+        let adapted = self.adapted_slots();
+        let constant = self.constant_slots();
+        let mut boundary = Vec::new();
+        for step in &self.steps {
+            if step.y.iter().any(|y| adapted[*y]) {
+                for x in &step.x {
+                    if !adapted[*x] && !constant[*x] && !boundary.contains(x) {
+                        boundary.push(*x);
+                    }
+                }
+            }
+        }
+        boundary.sort_unstable();
+        boundary
+    }
+
+    /// Slots that hold constants: recomputed where they are needed, never cached.
+    pub(crate) fn constant_slots(&self) -> Vec<bool> {
+        let mut constant = vec![false; self.slots.len()];
+        for step in &self.steps {
+            if step.x.iter().all(|x| constant[*x]) && !matches!(step.kind, StepKind::Site(_)) {
+                step.y.iter().for_each(|y| constant[*y] = true);
+            }
+        }
+        constant[self.input] = false;
+        constant
+    }
+
+    /// Every step in order.
+    pub fn info(&self) -> Vec<StepInfo> {
+        let adapted = self.adapted_slots();
+        self.steps
+            .iter()
+            .map(|s| StepInfo {
+                node: s.node.clone(),
+                op_type: s.op_type.clone(),
+                multiply_adds: s.multiply_adds,
+                adapted: s.y.iter().any(|y| adapted[*y]),
+            })
+            .collect()
+    }
+
+    pub(crate) fn keeps(&self, step: &Step, output_kept: bool) -> Keeps {
+        match &step.kind {
+            StepKind::Op(op) => op.keeps(),
+            StepKind::Masked(op) if output_kept => op.output.keeps(),
+            StepKind::Masked(op) => op.bits.keeps(),
+            StepKind::Site(site) => {
+                let mut site = self.sites[*site].clone();
+                site.set_output_kept(output_kept);
+                site.keeps()
+            }
+            StepKind::Foreign(_) => Keeps::default(),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Inference: one plan, one adapter merged in memory, any number of threads.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::graph::{Ending, Graph, Site, ValueId};
+use crate::lora::{Adapter, SiteWeights};
+use crate::plan::{Plan, PlanError, Program};
+use crate::train::{Evaluation, Examples, Loss};
+
+/// A model that answers. `Send + Sync`: calls from several threads each get an arena of their own.
+#[derive(Debug)]
+pub struct Session {
+    plan: Plan,
+    weights: Vec<SiteWeights>,
+    ending: Ending,
+    classes: usize,
+    arenas: Mutex<Vec<Vec<f32>>>,
+}
+
+impl Session {
+    /// Plans inference; `adapter` comes with its sites in order, see [`Adapter::bind`].
+    ///
+    /// # Errors
+    /// A network that cannot be planned.
+    pub fn new(
+        graph: &Graph,
+        input: ValueId,
+        ending: Ending,
+        adapter: Option<(&Adapter, Vec<Site>)>,
+    ) -> Result<Self, PlanError> {
+        let adapted: Vec<_> = match &adapter {
+            Some((adapter, sites)) => {
+                sites.iter().zip(&adapter.sites).map(|(s, a)| (s.clone(), a.delta.adaptation())).collect()
+            }
+            None => Vec::new(),
+        };
+        let program = Program::new(graph, input, ending.logits, &adapted)?;
+        let plan = Plan::new(&program, &[program.input], &[program.output], false)?;
+        let mut weights = Vec::new();
+        if let Some((adapter, sites)) = &adapter {
+            for ((step, site), bound) in program.sites().iter().zip(&adapter.sites).zip(sites) {
+                let mut params = vec![0.0; step.parameters()];
+                site.delta.to_parameters(bound, &mut params);
+                let mut merged = step.weights();
+                step.prepare(&params, &mut merged, false);
+                weights.push(merged);
+            }
+        }
+        let classes = graph.values[ending.logits].len();
+        Ok(Self { plan, weights, ending, classes, arenas: Mutex::new(Vec::new()) })
+    }
+
+    /// Values of one input.
+    pub fn input_len(&self) -> usize {
+        self.plan.input_len()
+    }
+
+    /// Number of scores.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Bytes of the arena that a call needs.
+    pub fn arena_bytes(&self) -> usize {
+        self.plan.arena_len() * size_of::<f32>()
+    }
+
+    /// Multiply-adds of a call.
+    pub fn multiply_adds(&self) -> u64 {
+        self.plan.multiply_adds()
+    }
+
+    /// Logits of one input (row-major, in the shape of the file, one sample).
+    ///
+    /// # Errors
+    /// An operator of the other engine that fails.
+    ///
+    /// # Panics
+    /// If `input` has not [`Session::input_len`] values.
+    pub fn logits(&self, input: &[f32]) -> Result<Vec<f32>, PlanError> {
+        assert_eq!(input.len(), self.input_len(), "the input has the length that the model takes");
+        let spare = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut arena = spare.unwrap_or_else(|| vec![0.0; self.plan.arena_len()]);
+        let result = self.plan.forward(&self.weights, &mut arena, input);
+        let logits = self.plan.output(&arena, 0).to_vec();
+        self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
+        result.map(|()| logits)
+    }
+
+    /// Probabilities of one input, in the order of the labels (two of a one-score model).
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
+    pub fn scores(&self, input: &[f32]) -> Result<Vec<f32>, PlanError> {
+        let scores = self.ending.scores(&self.logits(input)?);
+        Ok(if let [score] = scores[..] { vec![1.0 - score, score] } else { scores })
+    }
+
+    /// Accuracy over examples, first variant of each; `labels` names the classes.
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
+    pub fn evaluate(&self, labels: &[String], examples: &Examples) -> Result<Evaluation, PlanError> {
+        let loss = Loss::for_scores(self.classes, 0.0);
+        let mut scratch = vec![0.0; self.classes];
+        let mut results = Vec::with_capacity(examples.len());
+        for index in 0..examples.len() {
+            let logits = self.logits(examples.input(index, 0))?;
+            let value = loss.value(&logits, examples.target(index), 1.0, &mut scratch);
+            results.push((examples.target(index), crate::train::predicted(&logits), value));
+        }
+        Ok(Evaluation::count(labels, &results))
+    }
+}

@@ -1,0 +1,228 @@
+//! A whole run: epochs over shuffled batches, early stop, the best adapter kept.
+
+use serde::Serialize;
+
+use super::{Clip, Examples, Loss, OptimiserKind, Schedule, TrainError, Trainer};
+
+/// Settings of a run; the defaults are the recipe of the README.
+#[derive(Clone, Debug)]
+pub struct TrainConfig {
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Clips a step.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub rate: f32,
+    /// How it moves.
+    pub schedule: Schedule,
+    /// Optimiser.
+    pub optimiser: OptimiserKind,
+    /// Largest norm of the gradient.
+    pub clip_norm: Option<f32>,
+    /// Label smoothing.
+    pub smoothing: f32,
+    /// Weights of target 0 and 1 where the model has one score.
+    pub class_weights: [f32; 2],
+    /// A loss of the caller's in place of cross-entropy.
+    pub loss: Option<super::CustomLoss>,
+    /// Epochs without a better validation loss after which the run ends; needs validation data.
+    pub patience: Option<usize>,
+    /// Seed of the shuffling.
+    pub seed: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 30,
+            batch: 16,
+            rate: 5e-3,
+            schedule: Schedule::default(),
+            optimiser: OptimiserKind::default(),
+            clip_norm: None,
+            smoothing: 0.0,
+            class_weights: [1.0; 2],
+            loss: None,
+            patience: Some(10),
+            seed: 0,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// # Errors
+    /// A setting that makes no sense, with what would do.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let wrong = |what, found: String, cure| Err(TrainError::Setting { what, found, cure });
+        if self.epochs == 0 {
+            return wrong("epochs", self.epochs.to_string(), "use 1 or more");
+        }
+        if self.batch == 0 {
+            return wrong("batch", self.batch.to_string(), "use 1 or more");
+        }
+        if !(self.rate > 0.0 && self.rate.is_finite()) {
+            return wrong("lr", self.rate.to_string(), "use a positive number such as 5e-3, or auto");
+        }
+        if !(0.0..1.0).contains(&self.smoothing) {
+            return wrong("label smoothing", self.smoothing.to_string(), "use a value from 0 to below 1");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn apply(&self, trainer: &mut Trainer) {
+        trainer.set_optimiser(self.optimiser);
+        trainer.set_clip_norm(self.clip_norm);
+        trainer.set_loss(match &self.loss {
+            Some(custom) => Loss::Custom(custom.clone()),
+            None => match Loss::for_scores(trainer.classes(), self.smoothing) {
+                Loss::BinaryCrossEntropy { .. } => Loss::BinaryCrossEntropy { weights: self.class_weights },
+                other => other,
+            },
+        });
+    }
+}
+
+/// What a run is at.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Progress {
+    /// Epoch, from 1.
+    pub epoch: usize,
+    /// Epochs asked for.
+    pub epochs: usize,
+    /// Steps done.
+    pub step: usize,
+    /// Steps that the run will take at most.
+    pub steps: usize,
+    /// Mean loss of the epoch so far.
+    pub loss: f32,
+    /// Validation accuracy after the last epoch, with validation data.
+    pub valid_accuracy: Option<f64>,
+}
+
+/// What a run did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct FitReport {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Epochs finished.
+    pub epochs: usize,
+    /// Mean loss of each epoch.
+    pub losses: Vec<f32>,
+    /// Whether the caller stopped it.
+    pub cancelled: bool,
+    /// The epoch whose adapter was kept, from 1.
+    pub kept_epoch: usize,
+    /// Validation accuracy of the kept adapter.
+    pub valid_accuracy: Option<f64>,
+}
+
+/// What a run learns from, cached by [`Trainer::cache`].
+#[derive(Clone, Copy, Debug)]
+pub struct Splits<'a> {
+    /// Training examples.
+    pub train: &'a Examples,
+    /// Mixed into training.
+    pub replay: Option<&'a Examples>,
+    /// For early stop.
+    pub valid: Option<&'a Examples>,
+}
+
+impl Trainer {
+    /// Trains; `observer` is called after each step and ends the run by returning false. With validation data the
+    /// adapter of the best epoch stays (lowest loss), else the last.
+    ///
+    /// Replay examples are mixed in evenly: each epoch draws as many of them as there are training examples, or all if
+    /// there are fewer.
+    ///
+    /// # Errors
+    /// A setting that makes no sense, a loss that is not finite any more, an operator that fails.
+    pub fn fit(
+        &mut self,
+        config: &TrainConfig,
+        splits: Splits,
+        observer: &mut dyn FnMut(&Progress) -> bool,
+    ) -> Result<FitReport, TrainError> {
+        config.check()?;
+        let Splits { train, replay, valid } = splits;
+        if train.is_empty() {
+            return Err(TrainError::Empty);
+        }
+        config.apply(self);
+        let mut rng = fastrand::Rng::with_seed(config.seed);
+        let replayed = replay.map_or(0, |r| r.len().min(train.len()));
+        let per_epoch = (train.len() + replayed).div_ceil(config.batch);
+        let steps = per_epoch * config.epochs;
+        let mut report = FitReport::default();
+        let mut best: Option<(f64, Vec<f32>)> = None;
+        let mut since_best = 0;
+        let mut progress = Progress { epoch: 1, epochs: config.epochs, step: 0, steps, loss: 0.0, valid_accuracy: None };
+
+        for epoch in 0..config.epochs {
+            // (from replay, index, variant), shuffled anew each epoch.
+            let mut order: Vec<(bool, usize, usize)> =
+                (0..train.len()).map(|i| (false, i, rng.usize(0..train.variants()))).collect();
+            if let Some(replay) = replay {
+                let mut indices: Vec<usize> = (0..replay.len()).collect();
+                rng.shuffle(&mut indices);
+                order.extend(indices[..replayed].iter().map(|i| (true, *i, rng.usize(0..replay.variants()))));
+            }
+            rng.shuffle(&mut order);
+            let mut sum = 0.0;
+            for (index, part) in order.chunks(config.batch).enumerate() {
+                let clips: Vec<Clip> = part
+                    .iter()
+                    .map(|(old, i, v)| {
+                        let from = if *old { replay.unwrap_or(train) } else { train };
+                        (from.input(*i, *v), from.target(*i))
+                    })
+                    .collect();
+                let rate = config.rate * config.schedule.factor(report.steps, steps);
+                let loss = self.step(&clips, rate)?;
+                if !loss.is_finite() {
+                    return Err(TrainError::Diverged { step: report.steps + 1, rate });
+                }
+                report.steps += 1;
+                sum += loss;
+                progress.epoch = epoch + 1;
+                progress.step = report.steps;
+                progress.loss = sum / (index + 1) as f32;
+                if !observer(&progress) {
+                    report.cancelled = true;
+                    break;
+                }
+            }
+            report.losses.push(progress.loss);
+            if !report.cancelled {
+                report.epochs = epoch + 1;
+            }
+            report.kept_epoch = epoch + 1;
+            if let Some(valid) = valid.filter(|v| !v.is_empty()) {
+                let (correct, loss) = self.evaluate(valid)?;
+                let accuracy = correct as f64 / valid.len() as f64;
+                progress.valid_accuracy = Some(accuracy);
+                if best.as_ref().is_none_or(|(least, _)| loss < *least) {
+                    best = Some((loss, self.snapshot()));
+                    report.valid_accuracy = Some(accuracy);
+                    since_best = 0;
+                    report.kept_epoch = epoch + 1;
+                } else {
+                    since_best += 1;
+                    report.kept_epoch = epoch + 1 - since_best;
+                }
+                if config.patience.is_some_and(|p| since_best >= p) {
+                    break;
+                }
+            }
+            if report.cancelled {
+                break;
+            }
+        }
+        if let Some((_, params)) = best {
+            self.restore(&params);
+        }
+        if self.snapshot().iter().any(|p| !p.is_finite()) {
+            return Err(TrainError::Diverged { step: report.steps, rate: config.rate });
+        }
+        Ok(report)
+    }
+}

@@ -1,0 +1,96 @@
+//! Loss, optimiser, schedule, trainer, evaluation.
+
+mod evaluate;
+mod examples;
+mod fit;
+mod loss;
+mod optimiser;
+mod rate;
+mod schedule;
+mod trainer;
+
+pub(crate) use evaluate::predicted;
+pub use evaluate::{ClassCount, Evaluation};
+pub use examples::Examples;
+pub use fit::{FitReport, Progress, Splits, TrainConfig};
+pub use loss::{CustomLoss, Loss};
+pub use optimiser::{Optimiser, OptimiserKind};
+pub use rate::{RateTrial, sweep};
+pub use schedule::Schedule;
+pub use trainer::{Clip, Trainer};
+
+use crate::plan::PlanError;
+
+/// Why training cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The network cannot be trained as asked.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// No site fits the choice.
+    #[error("no layer to adapt: {0}; `accentor inspect` lists the sites")]
+    NoSite(String),
+    /// Rank zero.
+    #[error("rank 0 has nothing to train; use --rank 1 or more (8 is the default)")]
+    RankZero,
+    /// A setting that makes no sense.
+    #[error("{what} = {found} is not possible: {cure}")]
+    Setting {
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        found: String,
+        /// What would do.
+        cure: &'static str,
+    },
+    /// Nothing to learn from.
+    #[error("no examples to train on")]
+    Empty,
+    /// One class only teaches the model to say that class always.
+    #[error("all {count} examples have the label `{label}`: add other labels, or clips of the other words with --replay")]
+    OneClass {
+        /// The label.
+        label: String,
+        /// How many.
+        count: usize,
+    },
+    /// A NaN or infinity in the data.
+    #[error("example {index} holds a value that is not finite")]
+    NotFinite {
+        /// Which example.
+        index: usize,
+    },
+    /// Feature count does not fit.
+    #[error("an example has {found} values, the model takes {expected}")]
+    Length {
+        /// What the model takes.
+        expected: usize,
+        /// What came.
+        found: usize,
+    },
+    /// A label index beyond the scores.
+    #[error("label index {found} is beyond the {classes} scores of the model")]
+    Target {
+        /// The index.
+        found: usize,
+        /// Scores.
+        classes: usize,
+    },
+    /// The loss is not finite any more.
+    #[error("training diverged at step {step} with learning rate {rate:e}: lower --lr, or leave it to `--lr auto`")]
+    Diverged {
+        /// Optimiser step.
+        step: usize,
+        /// Rate.
+        rate: f32,
+    },
+    /// Threads could not be started.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// How many.
+        threads: usize,
+        /// Why.
+        reason: String,
+    },
+}

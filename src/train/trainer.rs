@@ -1,0 +1,328 @@
+//! One training step: clips through the plan, gradients summed in a fixed order, one move of the optimiser.
+
+use std::ops::Range;
+
+use super::evaluate::predicted;
+use super::{Examples, Loss, Optimiser, OptimiserKind, TrainError};
+use crate::graph::{Ending, Graph, Site, ValueId};
+use crate::lora::{Adapter, SiteWeights};
+use crate::plan::{Plan, PlanError, Program};
+
+/// A batch is cut into this many parts, whose gradients are summed one after the other: the same bytes for any number
+/// of threads up to it.
+const PARTS: usize = 4;
+
+/// A clip for a step: what the frozen prefix gives for it, and its label index.
+pub type Clip<'a> = (&'a [f32], usize);
+
+/// Trains one adapter on one frozen graph.
+#[derive(Debug)]
+pub struct Trainer {
+    adapter: Adapter,
+    bound: Vec<Site>,
+    program: Program,
+    prefix: Option<Plan>,
+    plan: Plan,
+    ranges: Vec<Range<usize>>,
+    params: Vec<f32>,
+    gradient: Vec<f32>,
+    total: Vec<f32>,
+    weights: Vec<SiteWeights>,
+    prepared: bool,
+    workers: Vec<Worker>,
+    pool: Option<rayon::ThreadPool>,
+    optimiser: Optimiser,
+    loss: Loss,
+    clip_norm: Option<f32>,
+    classes: usize,
+}
+
+/// What a thread works in.
+#[derive(Debug)]
+struct Worker {
+    arena: Vec<f32>,
+    accumulators: Vec<f32>,
+    loss: f64,
+    failed: Option<PlanError>,
+}
+
+impl Trainer {
+    /// For `adapter`, bound to `sites` of `graph` in its order; the loss sits on the logits of `ending`.
+    ///
+    /// # Errors
+    /// A gradient that cannot pass, no site, threads that cannot start.
+    pub fn new(
+        graph: &Graph,
+        input: ValueId,
+        ending: Ending,
+        adapter: Adapter,
+        sites: Vec<Site>,
+        threads: usize,
+    ) -> Result<Self, TrainError> {
+        let adapted: Vec<_> = sites.iter().zip(&adapter.sites).map(|(s, a)| (s.clone(), a.delta.adaptation())).collect();
+        let program = Program::new(graph, input, ending.logits, &adapted)?;
+        let boundary = program.boundary();
+        let plan = Plan::new(&program, &boundary, &[program.output], true)?;
+        let prefix = if boundary == [program.input] {
+            None
+        } else {
+            Some(Plan::new(&program, &[program.input], &boundary, false)?)
+        };
+        let mut at = 0;
+        let ranges: Vec<Range<usize>> = program
+            .sites()
+            .iter()
+            .map(|s| {
+                let start = at;
+                at += s.parameters();
+                start..at
+            })
+            .collect();
+        let mut params = vec![0.0; at];
+        for ((site, bound), range) in adapter.sites.iter().zip(&sites).zip(&ranges) {
+            site.delta.to_parameters(bound, &mut params[range.clone()]);
+        }
+        let threads = threads.clamp(1, PARTS);
+        let pool = (threads > 1)
+            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build())
+            .transpose()
+            .map_err(|e| TrainError::Threads { threads, reason: e.to_string() })?;
+        let worker = || Worker {
+            arena: vec![0.0; plan.arena_len()],
+            accumulators: vec![0.0; plan.accumulators_len()],
+            loss: 0.0,
+            failed: None,
+        };
+        let classes = graph.values[ending.logits].len();
+        Ok(Self {
+            workers: (0..threads).map(|_| worker()).collect(),
+            gradient: vec![0.0; at],
+            total: vec![0.0; plan.accumulators_len()],
+            weights: program.sites().iter().map(|s| s.weights()).collect(),
+            optimiser: Optimiser::new(OptimiserKind::default(), at),
+            prepared: false,
+            loss: Loss::for_scores(classes, 0.0),
+            clip_norm: None,
+            adapter,
+            bound: sites,
+            program,
+            prefix,
+            plan,
+            ranges,
+            params,
+            pool,
+            classes,
+        })
+    }
+
+    /// Takes another optimiser, with fresh moments.
+    pub fn set_optimiser(&mut self, kind: OptimiserKind) {
+        self.optimiser = Optimiser::new(kind, self.params.len());
+    }
+
+    /// Takes another loss.
+    pub fn set_loss(&mut self, loss: Loss) {
+        self.loss = loss;
+    }
+
+    /// Scales the gradient down to this norm where it is larger.
+    pub fn set_clip_norm(&mut self, norm: Option<f32>) {
+        self.clip_norm = norm;
+    }
+
+    /// Scores of the model.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Values that a cached clip has.
+    pub fn cached_len(&self) -> usize {
+        self.plan.input_len()
+    }
+
+    /// Bytes of one arena; each thread has one.
+    pub fn arena_bytes(&self) -> usize {
+        self.plan.arena_len() * size_of::<f32>()
+    }
+
+    /// The plan of a step.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The plan of the frozen prefix, if there is one.
+    pub fn prefix(&self) -> Option<&Plan> {
+        self.prefix.as_ref()
+    }
+
+    /// The lowered program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Trainable values.
+    pub fn parameters(&self) -> usize {
+        self.params.len()
+    }
+
+    /// Runs the frozen prefix once for each input.
+    ///
+    /// # Errors
+    /// A wrong length, a label beyond the scores, an operator of the other engine that fails.
+    pub fn cache(&mut self, examples: &Examples) -> Result<Examples, TrainError> {
+        let expected = self.program.slot_len(self.program.input);
+        if examples.input_len() != expected {
+            return Err(TrainError::Length { expected, found: examples.input_len() });
+        }
+        let limit = self.classes.max(2);
+        if let Some(found) = examples.targets().iter().copied().find(|t| *t >= limit) {
+            return Err(TrainError::Target { found, classes: self.classes });
+        }
+        let Some(prefix) = &self.prefix else { return Ok(examples.clone()) };
+        let mut arena = vec![0.0; prefix.arena_len()];
+        examples.map(prefix.output_len(), |input, out| {
+            prefix.forward(&[], &mut arena, input)?;
+            prefix.copy_outputs(&arena, out);
+            Ok(())
+        })
+    }
+
+    fn prepare(&mut self) {
+        if !self.prepared {
+            for ((site, weights), range) in self.program.sites().iter().zip(&mut self.weights).zip(&self.ranges) {
+                site.prepare(&self.params[range.clone()], weights, true);
+            }
+            self.prepared = true;
+        }
+    }
+
+    /// Loss and gradient of a batch, without a step; the gradient stays until the next call.
+    ///
+    /// # Errors
+    /// An operator of the other engine that fails; an empty batch.
+    pub fn gradient(&mut self, batch: &[Clip]) -> Result<f32, TrainError> {
+        if batch.is_empty() {
+            return Err(TrainError::Empty);
+        }
+        self.prepare();
+        self.total.fill(0.0);
+        let (plan, weights, loss) = (&self.plan, &self.weights, &self.loss);
+        let weight = 1.0 / batch.len() as f32;
+        let size = batch.len().div_ceil(PARTS);
+        let mut sum = 0.0;
+        let part = |worker: &mut Worker, clips: &[Clip]| {
+            worker.accumulators.fill(0.0);
+            worker.loss = 0.0;
+            for (input, target) in clips {
+                if let Err(error) = plan.forward(weights, &mut worker.arena, input) {
+                    worker.failed = Some(error);
+                    return;
+                }
+                let (logits, dlogits) = plan.seed(&mut worker.arena);
+                worker.loss += loss.value(logits, *target, weight, dlogits) as f64;
+                plan.backward(weights, &mut worker.arena, &mut worker.accumulators);
+            }
+        };
+        for round in batch.chunks(size * self.workers.len()) {
+            let parts = round.len().div_ceil(size);
+            let workers = &mut self.workers[..parts];
+            match &self.pool {
+                Some(pool) if parts > 1 => pool.scope(|scope| {
+                    for (worker, clips) in workers.iter_mut().zip(round.chunks(size)) {
+                        scope.spawn(move |_| part(worker, clips));
+                    }
+                }),
+                _ => workers.iter_mut().zip(round.chunks(size)).for_each(|(worker, clips)| part(worker, clips)),
+            }
+            for worker in workers {
+                if let Some(error) = worker.failed.take() {
+                    return Err(error.into());
+                }
+                self.total.iter_mut().zip(&worker.accumulators).for_each(|(t, a)| *t += a);
+                sum += worker.loss;
+            }
+        }
+        self.gradient.fill(0.0);
+        for (index, (site, range)) in self.program.sites().iter().zip(&self.ranges).enumerate() {
+            let accumulators = &self.total[self.plan.accumulators()[index].clone()];
+            let gradient = &mut self.gradient[range.clone()];
+            site.finish(&self.params[range.clone()], &mut self.weights[index], accumulators, gradient);
+        }
+        Ok((sum / batch.len() as f64) as f32)
+    }
+
+    /// One step of the optimiser on a batch; returns the loss before it.
+    ///
+    /// # Errors
+    /// As [`Trainer::gradient`].
+    pub fn step(&mut self, batch: &[Clip], rate: f32) -> Result<f32, TrainError> {
+        let loss = self.gradient(batch)?;
+        if let Some(limit) = self.clip_norm {
+            let norm = self.gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
+            if norm > limit as f64 {
+                let factor = (limit as f64 / norm) as f32;
+                self.gradient.iter_mut().for_each(|g| *g *= factor);
+            }
+        }
+        self.optimiser.step(rate, &mut self.params, &self.gradient);
+        self.prepared = false;
+        Ok(loss)
+    }
+
+    /// Logits of one cached clip.
+    ///
+    /// # Errors
+    /// An operator of the other engine that fails.
+    pub fn logits(&mut self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
+        self.prepare();
+        let arena = &mut self.workers[0].arena;
+        self.plan.forward(&self.weights, arena, input)?;
+        Ok(self.plan.output(arena, 0).to_vec())
+    }
+
+    /// Correct clips and mean loss on cached examples, first variant of each.
+    ///
+    /// # Errors
+    /// An operator of the other engine that fails.
+    pub fn evaluate(&mut self, examples: &Examples) -> Result<(usize, f64), TrainError> {
+        let (mut correct, mut sum) = (0, 0.0);
+        let plain = Loss::for_scores(self.classes, 0.0);
+        let mut scratch = vec![0.0; self.classes];
+        for index in 0..examples.len() {
+            let logits = self.logits(examples.input(index, 0))?;
+            sum += plain.value(&logits, examples.target(index), 1.0, &mut scratch) as f64;
+            correct += usize::from(predicted(&logits) == examples.target(index));
+        }
+        Ok((correct, sum / examples.len().max(1) as f64))
+    }
+
+    /// The adapter with the present parameters.
+    pub fn adapter(&self) -> Adapter {
+        let mut adapter = self.adapter.clone();
+        for ((site, bound), range) in adapter.sites.iter_mut().zip(&self.bound).zip(&self.ranges) {
+            site.delta.from_parameters(bound, &self.params[range.clone()]);
+        }
+        adapter
+    }
+
+    /// The gradient of the last batch, in the shapes of the adapter's tensors.
+    pub fn gradients(&self) -> Adapter {
+        let mut adapter = self.adapter.clone();
+        for ((site, bound), range) in adapter.sites.iter_mut().zip(&self.bound).zip(&self.ranges) {
+            site.delta.from_parameters(bound, &self.gradient[range.clone()]);
+        }
+        adapter
+    }
+
+    /// The parameters as one vector.
+    pub fn snapshot(&self) -> Vec<f32> {
+        self.params.clone()
+    }
+
+    /// Takes parameters back that [`Trainer::snapshot`] gave; the optimiser starts afresh.
+    pub fn restore(&mut self, params: &[f32]) {
+        self.params.copy_from_slice(params);
+        self.optimiser.reset();
+        self.prepared = false;
+    }
+}
