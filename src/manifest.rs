@@ -128,45 +128,20 @@ impl Manifest {
     /// # Errors
     /// A file that cannot be read, is no TOML, has an unknown key or a value of no use.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        let path = if path.is_dir() {
-            path.join(FILE_NAME)
-        } else {
-            path.to_path_buf()
-        };
-        let io_error = |source| ManifestError::Io {
-            path: path.clone(),
-            source,
-        };
+        let path = if path.is_dir() { path.join(FILE_NAME) } else { path.to_path_buf() };
+        let io_error = |source| ManifestError::Io { path: path.clone(), source };
         let mut text = String::new();
-        File::open(&path)
-            .map_err(io_error)?
-            .take(MAX_BYTES)
-            .read_to_string(&mut text)
-            .map_err(io_error)?;
+        File::open(&path).map_err(io_error)?.take(MAX_BYTES).read_to_string(&mut text).map_err(io_error)?;
         let parsed = toml::from_str::<Self>(&text);
-        let mut manifest = parsed.map_err(|source| ManifestError::Toml {
-            path: path.clone(),
-            source: Box::new(source),
-        })?;
+        let mut manifest =
+            parsed.map_err(|source| ManifestError::Toml { path: path.clone(), source: Box::new(source) })?;
         manifest.check().map_err(|problem| match problem {
-            Problem::Field(field, problem) => ManifestError::Field {
-                path: path.clone(),
-                field,
-                problem,
-            },
-            Problem::FrontEnd(source) => ManifestError::FrontEnd {
-                path: path.clone(),
-                source,
-            },
+            Problem::Field(field, problem) => ManifestError::Field { path: path.clone(), field, problem },
+            Problem::FrontEnd(source) => ManifestError::FrontEnd { path: path.clone(), source },
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        for relative in [
-            Some(&mut manifest.onnx),
-            manifest.guard.as_mut(),
-            manifest.replay.as_mut(),
-        ]
-        .into_iter()
-        .flatten()
+        for relative in
+            [Some(&mut manifest.onnx), manifest.guard.as_mut(), manifest.replay.as_mut()].into_iter().flatten()
         {
             *relative = folder.join(&*relative);
         }
@@ -176,53 +151,32 @@ impl Manifest {
     fn check(&self) -> Result<(), Problem> {
         let field = |name, problem: String| Err(Problem::Field(name, problem));
         if self.onnx.as_os_str().is_empty() {
-            return field(
-                "onnx",
-                "expected the ONNX file's path, found nothing; name the file".to_string(),
-            );
+            return field("onnx", "expected the ONNX file's path, found nothing; name the file".to_string());
         }
-        if let Some(found) = self
-            .sha256
-            .as_ref()
-            .filter(|sum| sum.len() != 64 || !sum.bytes().all(|c| c.is_ascii_hexdigit()))
+        if let Some(found) =
+            self.sha256.as_ref().filter(|sum| sum.len() != 64 || !sum.bytes().all(|c| c.is_ascii_hexdigit()))
         {
             return field(
                 "sha256",
-                format!(
-                    "expected 64 hexadecimal digits, found {found:?}; take them from `sha256sum`"
-                ),
+                format!("expected 64 hexadecimal digits, found {found:?}; take them from `sha256sum`"),
             );
         }
-        if let Some(shape) = self
-            .input_shape
-            .as_ref()
-            .filter(|shape| shape.is_empty() || shape.contains(&0))
-        {
+        if let Some(shape) = self.input_shape.as_ref().filter(|shape| shape.is_empty() || shape.contains(&0)) {
             return field(
                 "input_shape",
-                format!(
-                    "expected lengths of 1 or more, batch 1 first, found {shape:?}; see `accentor inspect`"
-                ),
+                format!("expected lengths of 1 or more, batch 1 first, found {shape:?}; see `accentor inspect`"),
             );
         }
         let mut seen = BTreeSet::new();
         for (index, label) in self.labels.iter().enumerate() {
             if label.trim().is_empty() {
-                return field(
-                    "labels",
-                    format!("label {index} is empty; give every class a name, or none to any"),
-                );
+                return field("labels", format!("label {index} is empty; give every class a name, or none to any"));
             }
             if !seen.insert(label) {
-                return field(
-                    "labels",
-                    format!("label {index} repeats {label:?}; give every class its own name"),
-                );
+                return field("labels", format!("label {index} repeats {label:?}; give every class its own name"));
             }
         }
-        self.front_end.as_ref().map_or(Ok(()), |front_end| {
-            front_end.check().map_err(Problem::FrontEnd)
-        })
+        self.front_end.as_ref().map_or(Ok(()), |front_end| front_end.check().map_err(Problem::FrontEnd))
     }
 
     /// The names of that many classes: the manifest's labels, or "0", "1", … where it has none.
@@ -245,26 +199,16 @@ impl Manifest {
                 Some(fetch) => format!("put it there (to be had at: {fetch})"),
                 None => "put it there, or correct `onnx` in the manifest".to_string(),
             };
-            return Err(ManifestError::Missing {
-                onnx: self.onnx.clone(),
-                cure,
-            });
+            return Err(ManifestError::Missing { onnx: self.onnx.clone(), cure });
         }
         let Some(expected) = &self.sha256 else {
             return Ok(());
         };
-        let found = sha256_hex(&self.onnx).map_err(|source| ManifestError::Io {
-            path: self.onnx.clone(),
-            source,
-        })?;
+        let found = sha256_hex(&self.onnx).map_err(|source| ManifestError::Io { path: self.onnx.clone(), source })?;
         if found.eq_ignore_ascii_case(expected) {
             return Ok(());
         }
-        Err(ManifestError::Sha256 {
-            onnx: self.onnx.clone(),
-            expected: expected.clone(),
-            found,
-        })
+        Err(ManifestError::Sha256 { onnx: self.onnx.clone(), expected: expected.clone(), found })
     }
 
     /// The manifest as `accentor init` writes it: every field and setting with a comment, what is absent commented out.
@@ -308,75 +252,34 @@ impl Manifest {
 /// The fields in the order of the file, what they are, and an example of a value for those that are absent.
 const FIELDS: &[(&str, &str, &str)] = &[
     ("name", "The model's name.", "\"my-model\""),
-    (
-        "description",
-        "What it does, in a sentence.",
-        "\"ten spoken commands\"",
-    ),
-    (
-        "licence",
-        "The licence of the weights (SPDX).",
-        "\"Apache-2.0\"",
-    ),
-    (
-        "fetch",
-        "Where the ONNX file is to be had, in words.",
-        "\"https://…\"",
-    ),
+    ("description", "What it does, in a sentence.", "\"ten spoken commands\""),
+    ("licence", "The licence of the weights (SPDX).", "\"Apache-2.0\""),
+    ("fetch", "Where the ONNX file is to be had, in words.", "\"https://…\""),
     ("onnx", "The ONNX file.", "\"model.onnx\""),
-    (
-        "sha256",
-        "Its SHA-256; without it any file is taken.",
-        "\"…\"",
-    ),
-    (
-        "input",
-        "The input's name; without it the model's first.",
-        "\"input\"",
-    ),
+    ("sha256", "Its SHA-256; without it any file is taken.", "\"…\""),
+    ("input", "The input's name; without it the model's first.", "\"input\""),
     (
         "input_shape",
         "The input's shape for one sample, batch 1 first; fixes dimensions that the model leaves free.",
         "[1, 49, 10, 1]",
     ),
-    (
-        "output",
-        "The output with the scores; without it the model's first.",
-        "\"logits\"",
-    ),
-    (
-        "labels",
-        "The classes' names, in the order of the scores.",
-        "[]",
-    ),
+    ("output", "The output with the scores; without it the model's first.", "\"logits\""),
+    ("labels", "The classes' names, in the order of the scores.", "[]"),
     (
         "guard",
         "Labelled data that an update must not get worse on: a folder with a folder a label, or a CSV file `path,label`.",
         "\"guard\"",
     ),
-    (
-        "replay",
-        "Labelled data that is mixed into training, so that nothing is forgotten.",
-        "\"replay\"",
-    ),
+    ("replay", "Labelled data that is mixed into training, so that nothing is forgotten.", "\"replay\""),
 ];
 
 /// Every setting of every front end, in the order of the samples' way.
 const SETTINGS: &[(&str, &str)] = &[
     ("kind", "mfcc, log-mel, waveform, image or tensor"),
-    (
-        "rate_hz",
-        "the model's sampling rate; other files are resampled",
-    ),
+    ("rate_hz", "the model's sampling rate; other files are resampled"),
     ("window_samples", "how many samples the model hears"),
-    (
-        "align",
-        "start, centre or loudest: where the window lies on a shorter or longer clip",
-    ),
-    (
-        "normalise",
-        "none, max (divide by the largest sample) or peak (by the largest magnitude)",
-    ),
+    ("align", "start, centre or loudest: where the window lies on a shorter or longer clip"),
+    ("normalise", "none, max (divide by the largest sample) or peak (by the largest magnitude)"),
     ("frame_samples", "samples a frame"),
     ("hop_samples", "samples from one frame to the next"),
     ("fft", "length of the FFT, at least frame_samples"),
@@ -386,34 +289,19 @@ const SETTINGS: &[(&str, &str)] = &[
     ("low_hz", "lower edge of the lowest band"),
     ("high_hz", "upper edge of the highest band"),
     ("mel_scale", "htk or slaney"),
-    (
-        "triangles",
-        "mel (TensorFlow) or hz (librosa, torchaudio): what the bands' sides are straight lines of",
-    ),
+    ("triangles", "mel (TensorFlow) or hz (librosa, torchaudio): what the bands' sides are straight lines of"),
     ("mel_norm", "none or slaney (equal areas)"),
     ("log_floor", "ln(max(mel, log_floor) + log_offset)"),
     ("log_offset", "more than 0 where log_floor is 0"),
     ("coefficients", "cepstral coefficients kept, from the first"),
-    (
-        "dct_norm",
-        "ortho-first-unscaled (TensorFlow), ortho (librosa, torchaudio) or none",
-    ),
+    ("dct_norm", "ortho-first-unscaled (TensorFlow), ortho (librosa, torchaudio) or none"),
     ("width", "columns; 0: as the model's input says"),
     ("height", "rows; 0: as the model's input says"),
-    (
-        "fit",
-        "stretch or crop (the middle), for pictures of another shape",
-    ),
+    ("fit", "stretch or crop (the middle), for pictures of another shape"),
     ("layout", "nhwc or nchw"),
     ("order", "rgb, bgr or grey"),
-    (
-        "scale",
-        "every value is multiplied by it; a picture's: one number, or [red, green, blue]",
-    ),
-    (
-        "offset",
-        "then this is added; a picture's pixels are 0..255 before",
-    ),
+    ("scale", "every value is multiplied by it; a picture's: one number, or [red, green, blue]"),
+    ("offset", "then this is added; a picture's pixels are 0..255 before"),
 ];
 
 enum Problem {
@@ -460,17 +348,10 @@ mod tests {
     fn paths_are_relative_to_the_manifest() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.toml");
-        fs::write(
-            &path,
-            "onnx = \"a.onnx\"\nguard = \"g\"\nreplay = \"/r\"\nlabels = [\"a\", \"b\"]",
-        )
-        .unwrap();
+        fs::write(&path, "onnx = \"a.onnx\"\nguard = \"g\"\nreplay = \"/r\"\nlabels = [\"a\", \"b\"]").unwrap();
         let manifest = Manifest::read(&path).unwrap();
         assert_eq!(manifest.onnx, folder.path().join("a.onnx"));
-        assert_eq!(
-            manifest.guard.as_deref(),
-            Some(folder.path().join("g").as_path())
-        );
+        assert_eq!(manifest.guard.as_deref(), Some(folder.path().join("g").as_path()));
         assert_eq!(manifest.replay.as_deref(), Some(Path::new("/r")));
         assert_eq!(manifest.class_names(2).unwrap(), ["a", "b"]);
         assert!(manifest.class_names(3).is_none());
@@ -483,34 +364,16 @@ mod tests {
             ("", "missing field `onnx`"),
             ("onnx = \"\"", "`onnx`"),
             ("onnx = \"a\"\nlables = []", "unknown field `lables`"),
-            (
-                "onnx = \"a\"\nlabels = [\"x\", \"y\", \"x\"]",
-                "label 2 repeats \"x\"",
-            ),
+            ("onnx = \"a\"\nlabels = [\"x\", \"y\", \"x\"]", "label 2 repeats \"x\""),
             ("onnx = \"a\"\nlabels = [\"x\", \" \"]", "label 1 is empty"),
             ("onnx = \"a\"\nsha256 = \"12\"", "64 hexadecimal"),
             ("onnx = \"a\"\ninput_shape = [1, 0]", "`input_shape`"),
             ("onnx = \"a\"\n[front_end]\nmels = 3", "no `kind`"),
-            (
-                "onnx = \"a\"\n[front_end]\nkind = \"mfc\"",
-                "did you mean `mfcc`?",
-            ),
-            (
-                "onnx = \"a\"\n[front_end]\nkind = \"mfcc\"\nhop_sample = 3",
-                "did you mean `hop_samples`?",
-            ),
-            (
-                "onnx = \"a\"\n[front_end]\nkind = \"image\"\nmels = 3",
-                "unknown key `mels` in a `image`",
-            ),
-            (
-                "onnx = \"a\"\n[front_end]\nkind = \"mfcc\"\nmels = \"x\"",
-                "`mels`",
-            ),
-            (
-                "onnx = \"a\"\n[front_end]\nkind = \"mfcc\"\nalign = \"center\"",
-                "centre",
-            ),
+            ("onnx = \"a\"\n[front_end]\nkind = \"mfc\"", "did you mean `mfcc`?"),
+            ("onnx = \"a\"\n[front_end]\nkind = \"mfcc\"\nhop_sample = 3", "did you mean `hop_samples`?"),
+            ("onnx = \"a\"\n[front_end]\nkind = \"image\"\nmels = 3", "unknown key `mels` in a `image`"),
+            ("onnx = \"a\"\n[front_end]\nkind = \"mfcc\"\nmels = \"x\"", "`mels`"),
+            ("onnx = \"a\"\n[front_end]\nkind = \"mfcc\"\nalign = \"center\"", "centre"),
             (
                 "onnx = \"a\"\n[front_end]\nkind = \"mfcc\"\nfft = 256",
                 "[front_end] `frame_samples`: expected 1 to fft, found 480",
@@ -518,15 +381,9 @@ mod tests {
             ("onnx = \"a", "model.toml"),
         ] {
             let error = read(text).unwrap_err().to_string();
-            assert!(
-                error.contains(why) && error.contains(FILE_NAME),
-                "{error} does not say {why}"
-            );
+            assert!(error.contains(why) && error.contains(FILE_NAME), "{error} does not say {why}");
         }
-        assert!(matches!(
-            Manifest::read(Path::new("/no/such")),
-            Err(ManifestError::Io { .. })
-        ));
+        assert!(matches!(Manifest::read(Path::new("/no/such")), Err(ManifestError::Io { .. })));
     }
 
     #[test]
@@ -548,17 +405,9 @@ mod tests {
                 ..Manifest::default()
             };
             let text = manifest.to_commented_toml(Some(2));
-            assert_eq!(
-                toml::from_str::<Manifest>(&text).unwrap(),
-                manifest,
-                "{text}"
-            );
+            assert_eq!(toml::from_str::<Manifest>(&text).unwrap(), manifest, "{text}");
         }
-        let text = Manifest {
-            onnx: "a.onnx".into(),
-            ..Manifest::default()
-        }
-        .to_commented_toml(Some(12));
+        let text = Manifest { onnx: "a.onnx".into(), ..Manifest::default() }.to_commented_toml(Some(12));
         assert!(text.contains("Fill in the 12 names"), "{text}");
         assert!(text.contains("labels = []"), "{text}");
     }
@@ -567,18 +416,8 @@ mod tests {
     fn sha256_is_checked() {
         let folder = tempfile::tempdir().unwrap();
         let onnx = folder.path().join("a.onnx");
-        let mut manifest = Manifest {
-            onnx: onnx.clone(),
-            fetch: Some("the shop".into()),
-            ..Manifest::default()
-        };
-        assert!(
-            manifest
-                .check_sha256()
-                .unwrap_err()
-                .to_string()
-                .contains("the shop")
-        );
+        let mut manifest = Manifest { onnx: onnx.clone(), fetch: Some("the shop".into()), ..Manifest::default() };
+        assert!(manifest.check_sha256().unwrap_err().to_string().contains("the shop"));
         fs::write(&onnx, b"abc").unwrap();
         manifest.check_sha256().unwrap();
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -586,13 +425,7 @@ mod tests {
         manifest.sha256 = Some(abc.to_uppercase());
         manifest.check_sha256().unwrap();
         manifest.sha256 = Some("0".repeat(64));
-        assert!(
-            manifest
-                .check_sha256()
-                .unwrap_err()
-                .to_string()
-                .contains(abc)
-        );
+        assert!(manifest.check_sha256().unwrap_err().to_string().contains(abc));
     }
 
     /// The models' folders with the shape that each front end must fit.
@@ -613,11 +446,7 @@ mod tests {
         for (name, classes, shape) in MODELS {
             let mut manifest = Manifest::read(&root.join("models").join(name)).unwrap();
             assert_eq!(manifest.name.as_deref(), Some(*name));
-            assert_eq!(
-                manifest.class_names(*classes).unwrap().len(),
-                *classes,
-                "{name}"
-            );
+            assert_eq!(manifest.class_names(*classes).unwrap().len(), *classes, "{name}");
             assert_eq!(manifest.input_shape.as_deref(), Some(*shape), "{name}");
             manifest.front_end.as_ref().unwrap().build(shape).unwrap();
             manifest.onnx = shared.join(manifest.onnx.file_name().unwrap());

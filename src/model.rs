@@ -300,7 +300,16 @@ impl Model {
             Some(adapter) => Some((adapter, adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?)),
             None => None,
         };
-        Ok(Session::new(&self.graph, self.input, self.ending, bound)?)
+        Ok(Session::new(&self.graph, self.input, self.ending, bound, true)?)
+    }
+
+    /// Inference with the adapter's pairs beside the frozen weights, where many adapters serve one base.
+    ///
+    /// # Errors
+    /// An adapter of another base.
+    pub fn session_unmerged(&self, adapter: &Adapter) -> Result<Session, ModelError> {
+        let sites = adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?;
+        Ok(Session::new(&self.graph, self.input, self.ending, Some((adapter, sites)), false)?)
     }
 
     /// The index of a label in the order of the scores.

@@ -2,10 +2,12 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use ndarray::{Array1, ArrayViewD};
+
 use crate::graph::{Ending, Graph, Site, ValueId};
 use crate::lora::{Adapter, SiteWeights};
 use crate::plan::{Plan, PlanError, Program};
-use crate::train::{Evaluation, Examples, Loss};
+use crate::train::{Evaluation, Examples, Loss, TrainError};
 
 /// A model that answers. `Send + Sync`: calls from several threads each get an arena of their own.
 #[derive(Debug)]
@@ -18,7 +20,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Plans inference; `adapter` comes with its sites in order, see [`Adapter::bind`].
+    /// Plans inference; `adapter` comes with its sites in order, see [`Adapter::bind`]. `merged` false keeps low-rank
+    /// pairs beside the frozen weights.
     ///
     /// # Errors
     /// A network that cannot be planned.
@@ -27,6 +30,7 @@ impl Session {
         input: ValueId,
         ending: Ending,
         adapter: Option<(&Adapter, Vec<Site>)>,
+        merged: bool,
     ) -> Result<Self, PlanError> {
         let adapted: Vec<_> = match &adapter {
             Some((adapter, sites)) => {
@@ -41,9 +45,13 @@ impl Session {
             for ((step, site), bound) in program.sites().iter().zip(&adapter.sites).zip(sites) {
                 let mut params = vec![0.0; step.parameters()];
                 site.delta.to_parameters(bound, &mut params);
-                let mut merged = step.weights();
-                step.prepare(&params, &mut merged, false);
-                weights.push(merged);
+                let mut prepared = step.weights();
+                if merged {
+                    step.prepare(&params, &mut prepared, false);
+                } else {
+                    step.prepare_unmerged(&params, &mut prepared);
+                }
+                weights.push(prepared);
             }
         }
         let classes = graph.values[ending.logits].len();
@@ -94,6 +102,18 @@ impl Session {
     pub fn scores(&self, input: &[f32]) -> Result<Vec<f32>, PlanError> {
         let scores = self.ending.scores(&self.logits(input)?);
         Ok(if let [score] = scores[..] { vec![1.0 - score, score] } else { scores })
+    }
+
+    /// [`Session::scores`] of an array in the shape of the file's input, with or without the batch dimension.
+    ///
+    /// # Errors
+    /// A wrong number of values; an operator of the other engine that fails.
+    pub fn predict(&self, input: ArrayViewD<f32>) -> Result<Array1<f32>, TrainError> {
+        if input.len() != self.input_len() {
+            return Err(TrainError::Length { expected: self.input_len(), found: input.len() });
+        }
+        let values: Vec<f32> = input.iter().copied().collect();
+        Ok(Array1::from_vec(self.scores(&values)?))
     }
 
     /// Accuracy over examples, first variant of each; `labels` names the classes.

@@ -131,7 +131,12 @@ pub(super) enum OptimiserName {
 }
 
 impl TrainingArgs {
-    fn config(&self, kind: &str) -> TrainConfig {
+    /// Whether the rate is to be found by trials.
+    pub(super) fn automatic(&self) -> bool {
+        matches!(self.lr, Some(Rate::Auto))
+    }
+
+    pub(super) fn config(&self, kind: &str) -> TrainConfig {
         let recipe = Recipe::of(kind);
         let adamw = OptimiserKind::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: self.weight_decay };
         TrainConfig {
@@ -242,9 +247,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let guard_before = guard.as_ref().map(|g| frozen.evaluate(model.labels(), g)).transpose()?;
     drop(frozen);
 
-    let automatic = matches!(args.training.lr, Some(Rate::Auto));
     let material = Material { train: train.clone(), valid: valid.clone(), replay };
-    let trained = train_adapter(&model, adapter, &config, automatic, material, args.training.threads)?;
+    let trained = train_adapter(&model, adapter, &config, args.training.automatic(), material, args.training.threads)?;
 
     let session = model.session(Some(&trained.adapter))?;
     let after = session.evaluate(model.labels(), measured)?;
@@ -252,7 +256,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         (Some(g), Some(before)) => Some(BeforeAfter { before, after: session.evaluate(model.labels(), g)? }),
         _ => None,
     };
-    crate::lora::write(&args.out, &trained.adapter)?;
+    crate::lora::write_whole(&args.out, &trained.adapter, model.graph())?;
     let outcome = Outcome {
         trainable_parameters: trained.adapter.parameters(),
         adapter_bytes: folder_bytes(&args.out),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::options::{AdapterArgs, ModelArgs};
 use super::{memory, report};
 use crate::train::Clip;
-use crate::{Adapter, Model};
+use crate::{Adapter, Model, Session};
 
 /// Time inference and a training step on random input, and measure memory
 #[derive(Debug, clap::Args)]
@@ -49,6 +49,7 @@ struct Outcome {
     threads: usize,
     infer_ms: Timing,
     infer_merged_ms: Timing,
+    infer_unmerged_ms: Timing,
     step_ms: Timing,
     trainable_parameters: usize,
     arena_bytes: usize,
@@ -71,20 +72,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         return report::json(&Memory { peak_rss_bytes: memory::peak_rss_bytes() });
     }
     let inputs: Vec<f32> = (0..len * batch).map(|_| rng.f32() * 2.0 - 1.0).collect();
-    let infer = |adapter: Option<&Adapter>| -> anyhow::Result<Timing> {
-        let session = model.session(adapter)?;
+    let infer = |session: Session| -> anyhow::Result<Timing> {
         timed(args.steps, || {
             inputs.chunks_exact(len).try_for_each(|input| session.logits(input).map(|_| ())).map_err(Into::into)
         })
     };
-    let infer_ms = infer(None)?;
-    let infer_merged_ms = infer(Some(&adapter))?;
+    let infer_ms = infer(model.session(None)?)?;
+    let infer_merged_ms = infer(model.session(Some(&adapter))?)?;
+    let infer_unmerged_ms = infer(model.session_unmerged(&adapter)?)?;
     let (step_ms, arena_bytes, trainable_parameters) = train(&model, adapter, args, args.steps)?;
     let outcome = Outcome {
         batch,
         threads: args.threads,
         infer_ms,
         infer_merged_ms,
+        infer_unmerged_ms,
         step_ms,
         trainable_parameters,
         arena_bytes,
@@ -96,7 +98,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     report::line(&format!("batch {batch}, {} thread(s), {} runs, random input; ms: minimum (median)", args.threads, args.steps))?;
     let show = |t: &Timing| format!("{:.3} ({:.3})", t.min, t.median);
     report::line(&format!("inference              {}", show(&outcome.infer_ms)))?;
-    report::line(&format!("inference with adapter {}", show(&outcome.infer_merged_ms)))?;
+    report::line(&format!("  adapter merged       {}", show(&outcome.infer_merged_ms)))?;
+    report::line(&format!("  adapter beside       {}", show(&outcome.infer_unmerged_ms)))?;
     report::line(&format!("training step          {}", show(&outcome.step_ms)))?;
     report::line(&format!(
         "{trainable_parameters} trained values; arena {:.2} MiB a thread, peak memory of training {:.1} MiB",

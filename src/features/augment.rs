@@ -41,43 +41,13 @@ impl Augment {
     /// # Errors
     /// The first field out of its range.
     pub fn check(&self) -> Result<(), FeatureError> {
-        setting(
-            (0.0..=60_000.0).contains(&self.shift_ms),
-            "shift_ms",
-            "0 to 60000",
-            self.shift_ms,
-        )?;
-        setting(
-            (0.0..=0.5).contains(&self.speed),
-            "speed",
-            "0 to 0.5",
-            self.speed,
-        )?;
-        setting(
-            (0.0..=60.0).contains(&self.gain_db),
-            "gain_db",
-            "0 to 60",
-            self.gain_db,
-        )?;
+        setting((0.0..=60_000.0).contains(&self.shift_ms), "shift_ms", "0 to 60000", self.shift_ms)?;
+        setting((0.0..=0.5).contains(&self.speed), "speed", "0 to 0.5", self.speed)?;
+        setting((0.0..=60.0).contains(&self.gain_db), "gain_db", "0 to 60", self.gain_db)?;
         let snr_db = self.noise_snr_db.unwrap_or(0.0);
-        setting(
-            (-60.0..=120.0).contains(&snr_db),
-            "noise_snr_db",
-            "-60 to 120",
-            snr_db,
-        )?;
-        setting(
-            self.shift_pixels <= 16_384,
-            "shift_pixels",
-            "0 to 16384",
-            self.shift_pixels,
-        )?;
-        setting(
-            (0.0..=1.0).contains(&self.brightness),
-            "brightness",
-            "0 to 1",
-            self.brightness,
-        )
+        setting((-60.0..=120.0).contains(&snr_db), "noise_snr_db", "-60 to 120", snr_db)?;
+        setting(self.shift_pixels <= 16_384, "shift_pixels", "0 to 16384", self.shift_pixels)?;
+        setting((0.0..=1.0).contains(&self.brightness), "brightness", "0 to 1", self.brightness)
     }
 }
 
@@ -96,13 +66,7 @@ impl<'a> Draw<'a> {
         let shift_ms = augment.shift_ms * either_side(rng);
         let gain_db = augment.gain_db * either_side(rng);
         let above = SNR_SPAN_DB * rng.f32();
-        Self {
-            speed,
-            shift_ms,
-            gain_db,
-            snr_db: augment.noise_snr_db.map(|least| least + above),
-            rng,
-        }
+        Self { speed, shift_ms, gain_db, snr_db: augment.noise_snr_db.map(|least| least + above), rng }
     }
 
     pub(super) fn at_speed<'b>(&self, samples: Cow<'b, [f32]>) -> Cow<'b, [f32]> {
@@ -150,12 +114,7 @@ impl PictureDraw {
         let shift = augment.shift_pixels as isize;
         let flip = rng.bool() && augment.flip;
         let (right, down) = (rng.isize(-shift..=shift), rng.isize(-shift..=shift));
-        Self {
-            flip,
-            right,
-            down,
-            brighter: augment.brightness * either_side(rng),
-        }
+        Self { flip, right, down, brighter: augment.brightness * either_side(rng) }
     }
 }
 
@@ -178,53 +137,25 @@ mod tests {
     use crate::source::{Audio, Sample};
 
     fn waveform(augment: &Augment, seed: u64) -> Vec<f32> {
-        let clip = Clip {
-            window_samples: 1600,
-            normalise: Normalise::None,
-            ..Clip::default()
-        };
-        let extractor = FrontEnd::Waveform(Waveform { clip, scale: 1.0 })
-            .build(&[1, 1600])
-            .unwrap();
+        let clip = Clip { window_samples: 1600, normalise: Normalise::None, ..Clip::default() };
+        let extractor = FrontEnd::Waveform(Waveform { clip, scale: 1.0 }).build(&[1, 1600]).unwrap();
         let samples = (0..1600).map(|n| (n as f32 * 0.2).sin() * 0.5).collect();
-        let sample = Sample::Audio(Audio {
-            samples,
-            rate_hz: 16_000,
-        });
-        extractor
-            .augmented(&sample, augment, &mut fastrand::Rng::with_seed(seed))
-            .unwrap()
+        let sample = Sample::Audio(Audio { samples, rate_hz: 16_000 });
+        extractor.augmented(&sample, augment, &mut fastrand::Rng::with_seed(seed)).unwrap()
     }
 
     #[test]
     fn off_changes_nothing() {
-        let clip = Clip {
-            window_samples: 1600,
-            normalise: Normalise::None,
-            ..Clip::default()
-        };
-        let extractor = FrontEnd::Waveform(Waveform { clip, scale: 1.0 })
-            .build(&[1, 1600])
-            .unwrap();
+        let clip = Clip { window_samples: 1600, normalise: Normalise::None, ..Clip::default() };
+        let extractor = FrontEnd::Waveform(Waveform { clip, scale: 1.0 }).build(&[1, 1600]).unwrap();
         let samples: Vec<f32> = (0..1600).map(|n| (n as f32 * 0.2).sin() * 0.5).collect();
-        let plain = extractor
-            .features(&Sample::Audio(Audio {
-                samples,
-                rate_hz: 16_000,
-            }))
-            .unwrap();
+        let plain = extractor.features(&Sample::Audio(Audio { samples, rate_hz: 16_000 })).unwrap();
         assert_eq!(waveform(&Augment::default(), 1), plain);
     }
 
     #[test]
     fn the_seed_decides() {
-        let all = Augment {
-            shift_ms: 20.0,
-            speed: 0.1,
-            gain_db: 6.0,
-            noise_snr_db: Some(10.0),
-            ..Augment::default()
-        };
+        let all = Augment { shift_ms: 20.0, speed: 0.1, gain_db: 6.0, noise_snr_db: Some(10.0), ..Augment::default() };
         assert_eq!(waveform(&all, 7), waveform(&all, 7));
         assert_ne!(waveform(&all, 7), waveform(&all, 8));
     }
@@ -232,98 +163,37 @@ mod tests {
     #[test]
     fn each_does_its_own() {
         let plain = waveform(&Augment::default(), 1);
-        let louder = waveform(
-            &Augment {
-                gain_db: 6.0,
-                ..Augment::default()
-            },
-            3,
-        );
+        let louder = waveform(&Augment { gain_db: 6.0, ..Augment::default() }, 3);
         let ratio = louder[10] / plain[10];
-        assert!(
-            ratio != 1.0
-                && (0.5..2.0).contains(&ratio)
-                && (louder[700] / plain[700] - ratio).abs() < 1e-5
-        );
+        assert!(ratio != 1.0 && (0.5..2.0).contains(&ratio) && (louder[700] / plain[700] - ratio).abs() < 1e-5);
 
-        let moved = waveform(
-            &Augment {
-                shift_ms: 20.0,
-                ..Augment::default()
-            },
-            3,
-        );
-        let zeros = moved.iter().take_while(|v| **v == 0.0).count()
-            + moved.iter().rev().take_while(|v| **v == 0.0).count();
+        let moved = waveform(&Augment { shift_ms: 20.0, ..Augment::default() }, 3);
+        let zeros =
+            moved.iter().take_while(|v| **v == 0.0).count() + moved.iter().rev().take_while(|v| **v == 0.0).count();
         assert!((1..=322).contains(&zeros), "{zeros}");
 
-        let noisy = waveform(
-            &Augment {
-                noise_snr_db: Some(0.0),
-                ..Augment::default()
-            },
-            3,
-        );
+        let noisy = waveform(&Augment { noise_snr_db: Some(0.0), ..Augment::default() }, 3);
         let noise: Vec<f32> = noisy.iter().zip(&plain).map(|(n, p)| n - p).collect();
         let power = |x: &[f32]| x.iter().map(|v| v * v).sum::<f32>();
         let snr_db = 10.0 * (power(&plain) / power(&noise)).log10();
         assert!((-1.0..31.0).contains(&snr_db), "{snr_db}");
 
-        let speed = waveform(
-            &Augment {
-                speed: 0.2,
-                ..Augment::default()
-            },
-            4,
-        );
+        let speed = waveform(&Augment { speed: 0.2, ..Augment::default() }, 4);
         assert_ne!(speed, plain);
     }
 
     #[test]
     fn out_of_range_names_the_field() {
         for (augment, field) in [
-            (
-                Augment {
-                    speed: 0.6,
-                    ..Augment::default()
-                },
-                "speed",
-            ),
-            (
-                Augment {
-                    shift_ms: f32::NAN,
-                    ..Augment::default()
-                },
-                "shift_ms",
-            ),
-            (
-                Augment {
-                    gain_db: -1.0,
-                    ..Augment::default()
-                },
-                "gain_db",
-            ),
-            (
-                Augment {
-                    noise_snr_db: Some(f32::INFINITY),
-                    ..Augment::default()
-                },
-                "noise_snr_db",
-            ),
-            (
-                Augment {
-                    brightness: 2.0,
-                    ..Augment::default()
-                },
-                "brightness",
-            ),
+            (Augment { speed: 0.6, ..Augment::default() }, "speed"),
+            (Augment { shift_ms: f32::NAN, ..Augment::default() }, "shift_ms"),
+            (Augment { gain_db: -1.0, ..Augment::default() }, "gain_db"),
+            (Augment { noise_snr_db: Some(f32::INFINITY), ..Augment::default() }, "noise_snr_db"),
+            (Augment { brightness: 2.0, ..Augment::default() }, "brightness"),
         ] {
             assert!(augment.check().unwrap_err().to_string().contains(field));
         }
         assert!(toml::from_str::<Augment>("shift = 3").is_err());
-        assert_eq!(
-            toml::from_str::<Augment>("shift_ms = 60").unwrap().shift_ms,
-            60.0
-        );
+        assert_eq!(toml::from_str::<Augment>("shift_ms = 60").unwrap().shift_ms, 60.0);
     }
 }

@@ -74,37 +74,18 @@ pub struct Clip {
 
 impl Default for Clip {
     fn default() -> Self {
-        Self {
-            rate_hz: 16_000,
-            window_samples: 16_000,
-            align: Align::Start,
-            normalise: Normalise::Max,
-        }
+        Self { rate_hz: 16_000, window_samples: 16_000, align: Align::Start, normalise: Normalise::Max }
     }
 }
 
 impl Clip {
     pub(super) fn check(&self) -> Result<(), FeatureError> {
-        setting(
-            RATES_HZ.contains(&self.rate_hz),
-            "rate_hz",
-            "1000 to 768000",
-            self.rate_hz,
-        )?;
-        setting(
-            (1..=MAX_VALUES).contains(&self.window_samples),
-            "window_samples",
-            "1 to 67108864",
-            self.window_samples,
-        )
+        setting(RATES_HZ.contains(&self.rate_hz), "rate_hz", "1000 to 768000", self.rate_hz)?;
+        setting((1..=MAX_VALUES).contains(&self.window_samples), "window_samples", "1 to 67108864", self.window_samples)
     }
 
     /// The window, `[window_samples]`, with what was drawn applied: speed, then place, then gain and noise, then level.
-    pub(super) fn window(
-        &self,
-        audio: &Audio,
-        draw: Option<Draw>,
-    ) -> Result<Vec<f32>, FeatureError> {
+    pub(super) fn window(&self, audio: &Audio, draw: Option<Draw>) -> Result<Vec<f32>, FeatureError> {
         let mut samples = if audio.rate_hz == self.rate_hz {
             Cow::Borrowed(audio.samples.as_slice())
         } else {
@@ -113,9 +94,7 @@ impl Clip {
         if let Some(draw) = &draw {
             samples = draw.at_speed(samples);
         }
-        let shift = draw
-            .as_ref()
-            .map_or(0, |draw| draw.shift_samples(self.rate_hz));
+        let shift = draw.as_ref().map_or(0, |draw| draw.shift_samples(self.rate_hz));
         let start = self.align.start(&samples, self.window_samples) - shift;
 
         let mut window = vec![0.0; self.window_samples];
@@ -136,9 +115,7 @@ impl Clip {
         let top = match self.normalise {
             Normalise::None => return,
             Normalise::Max => window.iter().fold(0.0f32, |top, &value| top.max(value)),
-            Normalise::Peak => window
-                .iter()
-                .fold(0.0f32, |top, &value| top.max(value.abs())),
+            Normalise::Peak => window.iter().fold(0.0f32, |top, &value| top.max(value.abs())),
         };
         if top > 0.0 {
             window.iter_mut().for_each(|value| *value /= top);
@@ -147,10 +124,7 @@ impl Clip {
 }
 
 fn mean_square(samples: &[f32]) -> f64 {
-    let sum: f64 = samples
-        .iter()
-        .map(|&value| f64::from(value) * f64::from(value))
-        .sum();
+    let sum: f64 = samples.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
     sum / samples.len().max(1) as f64
 }
 
@@ -159,20 +133,8 @@ mod tests {
     use super::*;
 
     fn cut(align: Align, samples: &[f32], window_samples: usize) -> Vec<f32> {
-        let clip = Clip {
-            rate_hz: 16_000,
-            window_samples,
-            align,
-            normalise: Normalise::None,
-        };
-        clip.window(
-            &Audio {
-                samples: samples.to_vec(),
-                rate_hz: 16_000,
-            },
-            None,
-        )
-        .unwrap()
+        let clip = Clip { rate_hz: 16_000, window_samples, align, normalise: Normalise::None };
+        clip.window(&Audio { samples: samples.to_vec(), rate_hz: 16_000 }, None).unwrap()
     }
 
     #[test]
@@ -201,11 +163,7 @@ mod tests {
     fn levels() {
         let level = |normalise, samples: &[f32]| {
             let mut samples = samples.to_vec();
-            Clip {
-                normalise,
-                ..Clip::default()
-            }
-            .level(&mut samples);
+            Clip { normalise, ..Clip::default() }.level(&mut samples);
             samples
         };
         assert_eq!(level(Normalise::None, &[0.5, -2.0]), [0.5, -2.0]);
@@ -218,20 +176,8 @@ mod tests {
 
     #[test]
     fn other_rates_are_resampled() {
-        let clip = Clip {
-            window_samples: 100,
-            normalise: Normalise::None,
-            ..Clip::default()
-        };
-        let heard = clip
-            .window(
-                &Audio {
-                    samples: vec![0.5; 50],
-                    rate_hz: 8000,
-                },
-                None,
-            )
-            .unwrap();
+        let clip = Clip { window_samples: 100, normalise: Normalise::None, ..Clip::default() };
+        let heard = clip.window(&Audio { samples: vec![0.5; 50], rate_hz: 8000 }, None).unwrap();
         assert!((heard[50] - 0.5).abs() < 1e-2);
     }
 }

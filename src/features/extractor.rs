@@ -67,48 +67,28 @@ impl Extractor {
         self.run(sample, Some((augment, rng)))
     }
 
-    fn run(
-        &self,
-        sample: &Sample,
-        change: Option<(&Augment, &mut fastrand::Rng)>,
-    ) -> Result<Vec<f32>, FeatureError> {
+    fn run(&self, sample: &Sample, change: Option<(&Augment, &mut fastrand::Rng)>) -> Result<Vec<f32>, FeatureError> {
         let features = match (&self.stage, sample) {
             (Stage::Spectrum(clip, spectrum), Sample::Audio(audio)) => {
                 let features = spectrum.of(&clip.window(audio, drawn(change))?)?;
-                if self.transposed {
-                    transpose(&features, spectrum.width())
-                } else {
-                    features
-                }
+                if self.transposed { transpose(&features, spectrum.width()) } else { features }
             }
             (Stage::Waveform(settings), Sample::Audio(audio)) => {
                 let mut samples = settings.clip.window(audio, drawn(change))?;
-                samples
-                    .iter_mut()
-                    .for_each(|value| *value *= settings.scale as f32);
+                samples.iter_mut().for_each(|value| *value *= settings.scale as f32);
                 samples
             }
             (Stage::Pixels(pixels), Sample::Picture(picture)) => {
-                let draw = change
-                    .map(|(augment, rng)| PictureDraw::new(augment, rng))
-                    .unwrap_or_default();
+                let draw = change.map(|(augment, rng)| PictureDraw::new(augment, rng)).unwrap_or_default();
                 pixels.of(picture, draw)?
             }
             (Stage::Tensor(settings), Sample::Tensor(tensor)) => {
-                let fits = squeezed(&tensor.shape) == squeezed(&self.shape)
-                    && tensor.values.len() == self.values;
+                let fits = squeezed(&tensor.shape) == squeezed(&self.shape) && tensor.values.len() == self.values;
                 if !fits {
-                    return Err(FeatureError::Tensor {
-                        expected: self.shape.clone(),
-                        found: tensor.shape.clone(),
-                    });
+                    return Err(FeatureError::Tensor { expected: self.shape.clone(), found: tensor.shape.clone() });
                 }
                 let (scale, offset) = (settings.scale as f32, settings.offset as f32);
-                tensor
-                    .values
-                    .iter()
-                    .map(|value| value * scale + offset)
-                    .collect()
+                tensor.values.iter().map(|value| value * scale + offset).collect()
             }
             (stage, sample) => {
                 let expected = match stage {
@@ -116,18 +96,11 @@ impl Extractor {
                     Stage::Pixels(_) => "pictures (.png, .jpg)",
                     Stage::Tensor(_) => "tensors (.npy)",
                 };
-                return Err(FeatureError::Kind {
-                    kind: self.kind,
-                    expected,
-                    found: sample.kind(),
-                });
+                return Err(FeatureError::Kind { kind: self.kind, expected, found: sample.kind() });
             }
         };
         match features.iter().position(|value| !value.is_finite()) {
-            Some(index) => Err(FeatureError::NotFinite {
-                index,
-                found: features[index],
-            }),
+            Some(index) => Err(FeatureError::NotFinite { index, found: features[index] }),
             None => Ok(features),
         }
     }
@@ -139,7 +112,5 @@ fn drawn<'a>(change: Option<(&Augment, &'a mut fastrand::Rng)>) -> Option<Draw<'
 
 /// `[rows, width]` → `[width, rows]`
 fn transpose(values: &[f32], width: usize) -> Vec<f32> {
-    (0..width)
-        .flat_map(|column| values.iter().skip(column).step_by(width).copied())
-        .collect()
+    (0..width).flat_map(|column| values.iter().skip(column).step_by(width).copied()).collect()
 }

@@ -18,9 +18,7 @@ pub use augment::Augment;
 pub use clip::{Align, Clip, Normalise};
 pub use extractor::Extractor;
 pub use image::{ChannelOrder, Fit, Image, Layout, PerChannel};
-pub use spectrum::{
-    DctNorm, LogMel, LogMelBands, MelNorm, MelScale, Mfcc, SpectrumKind, Triangles, Window,
-};
+pub use spectrum::{DctNorm, LogMel, LogMelBands, MelNorm, MelScale, Mfcc, SpectrumKind, Triangles, Window};
 
 use extractor::Stage;
 use image::Pixels;
@@ -55,10 +53,7 @@ pub struct Waveform {
 
 impl Default for Waveform {
     fn default() -> Self {
-        Self {
-            clip: Clip::default(),
-            scale: 1.0,
-        }
+        Self { clip: Clip::default(), scale: 1.0 }
     }
 }
 
@@ -74,10 +69,7 @@ pub struct TensorInput {
 
 impl Default for TensorInput {
     fn default() -> Self {
-        Self {
-            scale: 1.0,
-            offset: 0.0,
-        }
+        Self { scale: 1.0, offset: 0.0 }
     }
 }
 
@@ -142,9 +134,7 @@ pub enum FeatureError {
         bytes: usize,
     },
     /// A value that is no number or infinite.
-    #[error(
-        "feature {index} is {found}; the sample's values are too large: expected sound in -1..1"
-    )]
+    #[error("feature {index} is {found}; the sample's values are too large: expected sound in -1..1")]
     NotFinite {
         /// Its position.
         index: usize,
@@ -163,21 +153,8 @@ pub enum FeatureError {
 }
 
 /// The error of a setting, where its condition does not hold.
-fn setting(
-    holds: bool,
-    key: &'static str,
-    expected: &'static str,
-    found: impl ToString,
-) -> Result<(), FeatureError> {
-    if holds {
-        Ok(())
-    } else {
-        Err(FeatureError::Setting {
-            key,
-            expected,
-            found: found.to_string(),
-        })
-    }
+fn setting(holds: bool, key: &'static str, expected: &'static str, found: impl ToString) -> Result<(), FeatureError> {
+    if holds { Ok(()) } else { Err(FeatureError::Setting { key, expected, found: found.to_string() }) }
 }
 
 impl FrontEnd {
@@ -205,27 +182,12 @@ impl FrontEnd {
             Self::LogMel(settings) => settings.check(),
             Self::Waveform(settings) => {
                 settings.clip.check()?;
-                setting(
-                    settings.scale.is_finite(),
-                    "scale",
-                    "a finite number",
-                    settings.scale,
-                )
+                setting(settings.scale.is_finite(), "scale", "a finite number", settings.scale)
             }
             Self::Image(settings) => settings.check(),
             Self::Tensor(settings) => {
-                setting(
-                    settings.scale.is_finite(),
-                    "scale",
-                    "a finite number",
-                    settings.scale,
-                )?;
-                setting(
-                    settings.offset.is_finite(),
-                    "offset",
-                    "a finite number",
-                    settings.offset,
-                )
+                setting(settings.scale.is_finite(), "scale", "a finite number", settings.scale)?;
+                setting(settings.offset.is_finite(), "offset", "a finite number", settings.offset)
             }
         }
     }
@@ -234,20 +196,13 @@ impl FrontEnd {
     /// models; a tensor otherwise.
     pub fn default_for(input_shape: &[usize]) -> Self {
         match (input_shape, squeezed(input_shape).as_slice()) {
-            ([_, height, width, 3], _) if *height > 3 && *width > 3 => {
-                Self::Image(Image::default())
+            ([_, height, width, 3], _) if *height > 3 && *width > 3 => Self::Image(Image::default()),
+            ([_, 3, height, width], _) if *height > 3 && *width > 3 => {
+                Self::Image(Image { layout: Layout::Nchw, ..Image::default() })
             }
-            ([_, 3, height, width], _) if *height > 3 && *width > 3 => Self::Image(Image {
-                layout: Layout::Nchw,
-                ..Image::default()
-            }),
             (_, [49, 10]) => Self::Mfcc(Mfcc::default()),
             (_, [samples]) if *samples >= 4_000 => {
-                let clip = Clip {
-                    window_samples: *samples,
-                    normalise: Normalise::None,
-                    ..Clip::default()
-                };
+                let clip = Clip { window_samples: *samples, normalise: Normalise::None, ..Clip::default() };
                 Self::Waveform(Waveform { clip, scale: 1.0 })
             }
             _ => Self::Tensor(TensorInput::default()),
@@ -280,60 +235,33 @@ impl FrontEnd {
         self.check()?;
         let yields = self.yields(input_shape);
         let (given, taken) = (squeezed(&yields), squeezed(input_shape));
-        let count = |shape: &[usize]| {
-            shape
-                .iter()
-                .try_fold(1usize, |count, &length| count.checked_mul(length))
-        };
+        let count = |shape: &[usize]| shape.iter().try_fold(1usize, |count, &length| count.checked_mul(length));
         let values = count(input_shape).filter(|&values| values > 0);
         let flat = taken.len() <= 1 && count(&given) == values;
-        let transposed = given.len() == 2
-            && given != taken
-            && taken == [given[1], given[0]]
-            && !matches!(self, Self::Image(_));
+        let transposed =
+            given.len() == 2 && given != taken && taken == [given[1], given[0]] && !matches!(self, Self::Image(_));
         let fits = match self {
-            Self::Image(_) => {
-                input_shape.len() == 4 && input_shape[0] == 1 && yields == input_shape[1..]
-            }
+            Self::Image(_) => input_shape.len() == 4 && input_shape[0] == 1 && yields == input_shape[1..],
             _ => given == taken || flat || transposed,
         };
         let Some(values) = values.filter(|_| fits) else {
             let (kind, model) = (self.kind(), input_shape.to_vec());
-            return Err(FeatureError::Shape {
-                kind,
-                yields,
-                model,
-                cure: self.cure(),
-            });
+            return Err(FeatureError::Shape { kind, yields, model, cure: self.cure() });
         };
         let stage = match self {
-            Self::Mfcc(settings) => {
-                Stage::Spectrum(settings.clip.clone(), Spectrum::mfcc(settings))
-            }
-            Self::LogMel(settings) => {
-                Stage::Spectrum(settings.clip.clone(), Spectrum::log_mel(settings))
-            }
+            Self::Mfcc(settings) => Stage::Spectrum(settings.clip.clone(), Spectrum::mfcc(settings)),
+            Self::LogMel(settings) => Stage::Spectrum(settings.clip.clone(), Spectrum::log_mel(settings)),
             Self::Waveform(settings) => Stage::Waveform(settings.clone()),
             Self::Image(settings) => Stage::Pixels(Pixels::new(settings, input_shape)),
             Self::Tensor(settings) => Stage::Tensor(settings.clone()),
         };
-        Ok(Extractor {
-            kind: self.kind(),
-            stage,
-            shape: input_shape.to_vec(),
-            values,
-            transposed,
-        })
+        Ok(Extractor { kind: self.kind(), stage, shape: input_shape.to_vec(), values, transposed })
     }
 
     fn cure(&self) -> &'static str {
         match self {
-            Self::Mfcc(_) => {
-                "set `window_samples`, `frame_samples`, `hop_samples` (frames) and `coefficients`"
-            }
-            Self::LogMel(_) => {
-                "set `window_samples`, `frame_samples`, `hop_samples` (frames) and `mels`"
-            }
+            Self::Mfcc(_) => "set `window_samples`, `frame_samples`, `hop_samples` (frames) and `coefficients`",
+            Self::LogMel(_) => "set `window_samples`, `frame_samples`, `hop_samples` (frames) and `mels`",
             Self::Waveform(_) => "set `window_samples`",
             Self::Image(_) => "set `layout`, `order`, `width` and `height`",
             Self::Tensor(_) => "fix the model's free dimensions with `input_shape`",
@@ -343,11 +271,7 @@ impl FrontEnd {
 
 /// A shape without its dimensions of 1.
 fn squeezed(shape: &[usize]) -> Vec<usize> {
-    shape
-        .iter()
-        .copied()
-        .filter(|&length| length != 1)
-        .collect()
+    shape.iter().copied().filter(|&length| length != 1).collect()
 }
 
 #[cfg(test)]
@@ -379,149 +303,53 @@ mod tests {
             "log_floor = -1",
             "window_samples = 99999999999",
         ] {
-            let error = parse(&format!("kind = \"mfcc\"\n{text}"))
-                .unwrap()
-                .build(&[1, 49, 10, 1])
-                .unwrap_err();
-            assert!(
-                matches!(error, FeatureError::Setting { .. }),
-                "{text}: {error}"
-            );
+            let error = parse(&format!("kind = \"mfcc\"\n{text}")).unwrap().build(&[1, 49, 10, 1]).unwrap_err();
+            assert!(matches!(error, FeatureError::Setting { .. }), "{text}: {error}");
         }
-        assert!(
-            parse("kind = \"waveform\"\nscale = inf")
-                .unwrap()
-                .check()
-                .is_err()
-        );
-        assert!(
-            parse("kind = \"image\"\nscale = [1, 2, nan]")
-                .unwrap()
-                .check()
-                .is_err()
-        );
+        assert!(parse("kind = \"waveform\"\nscale = inf").unwrap().check().is_err());
+        assert!(parse("kind = \"image\"\nscale = [1, 2, nan]").unwrap().check().is_err());
     }
 
     #[test]
     fn another_shape_says_both() {
-        let error = FrontEnd::Mfcc(Mfcc::default())
-            .build(&[1, 98, 40])
-            .unwrap_err()
-            .to_string();
+        let error = FrontEnd::Mfcc(Mfcc::default()).build(&[1, 98, 40]).unwrap_err().to_string();
         assert!(
-            error.contains("[49, 10]")
-                && error.contains("[1, 98, 40]")
-                && error.contains("`coefficients`"),
+            error.contains("[49, 10]") && error.contains("[1, 98, 40]") && error.contains("`coefficients`"),
             "{error}"
         );
-        assert!(
-            FrontEnd::Waveform(Waveform::default())
-                .build(&[1, 1, 16000])
-                .is_ok()
-        );
-        assert!(
-            FrontEnd::Waveform(Waveform::default())
-                .build(&[1, 15999])
-                .is_err()
-        );
-        assert!(
-            FrontEnd::Tensor(TensorInput::default())
-                .build(&[1, 0])
-                .is_err()
-        );
-        assert!(
-            FrontEnd::Tensor(TensorInput::default())
-                .build(&[usize::MAX, 3])
-                .is_err()
-        );
+        assert!(FrontEnd::Waveform(Waveform::default()).build(&[1, 1, 16000]).is_ok());
+        assert!(FrontEnd::Waveform(Waveform::default()).build(&[1, 15999]).is_err());
+        assert!(FrontEnd::Tensor(TensorInput::default()).build(&[1, 0]).is_err());
+        assert!(FrontEnd::Tensor(TensorInput::default()).build(&[usize::MAX, 3]).is_err());
     }
 
     #[test]
     fn samples_of_another_kind() {
-        let audio = Sample::Audio(Audio {
-            samples: vec![0.1],
-            rate_hz: 16_000,
-        });
-        let picture = Sample::Picture(Picture {
-            pixels: vec![0; 3],
-            width: 1,
-            height: 1,
-        });
-        let tensor = Sample::Tensor(Tensor {
-            shape: vec![49, 10],
-            values: vec![1.0; 490],
-        });
-        let mfcc = FrontEnd::Mfcc(Mfcc::default())
-            .build(&[1, 49, 10, 1])
-            .unwrap();
-        assert!(
-            mfcc.features(&picture)
-                .unwrap_err()
-                .to_string()
-                .contains("found a picture")
-        );
-        assert!(
-            mfcc.features(&tensor)
-                .unwrap_err()
-                .to_string()
-                .contains("sound clips")
-        );
+        let audio = Sample::Audio(Audio { samples: vec![0.1], rate_hz: 16_000 });
+        let picture = Sample::Picture(Picture { pixels: vec![0; 3], width: 1, height: 1 });
+        let tensor = Sample::Tensor(Tensor { shape: vec![49, 10], values: vec![1.0; 490] });
+        let mfcc = FrontEnd::Mfcc(Mfcc::default()).build(&[1, 49, 10, 1]).unwrap();
+        assert!(mfcc.features(&picture).unwrap_err().to_string().contains("found a picture"));
+        assert!(mfcc.features(&tensor).unwrap_err().to_string().contains("sound clips"));
         assert_eq!(mfcc.features(&audio).unwrap().len(), mfcc.values());
 
-        let passed = FrontEnd::Tensor(TensorInput {
-            scale: 2.0,
-            offset: 1.0,
-        })
-        .build(&[1, 49, 10, 1])
-        .unwrap();
+        let passed = FrontEnd::Tensor(TensorInput { scale: 2.0, offset: 1.0 }).build(&[1, 49, 10, 1]).unwrap();
         assert_eq!(passed.features(&tensor).unwrap(), [3.0; 490]);
-        let other = Sample::Tensor(Tensor {
-            shape: vec![10, 49],
-            values: vec![1.0; 490],
-        });
-        assert!(matches!(
-            passed.features(&other),
-            Err(FeatureError::Tensor { .. })
-        ));
-        let lying = Sample::Tensor(Tensor {
-            shape: vec![49, 10],
-            values: vec![],
-        });
+        let other = Sample::Tensor(Tensor { shape: vec![10, 49], values: vec![1.0; 490] });
+        assert!(matches!(passed.features(&other), Err(FeatureError::Tensor { .. })));
+        let lying = Sample::Tensor(Tensor { shape: vec![49, 10], values: vec![] });
         assert!(passed.features(&lying).is_err());
     }
 
     #[test]
     fn waveforms_are_scaled() {
-        let clip = Clip {
-            window_samples: 3,
-            normalise: Normalise::None,
-            ..Clip::default()
-        };
-        let extractor = FrontEnd::Waveform(Waveform {
-            clip,
-            scale: 32768.0,
-        })
-        .build(&[1, 3])
-        .unwrap();
-        let sample = |value| {
-            Sample::Audio(Audio {
-                samples: vec![value, -0.5],
-                rate_hz: 16_000,
-            })
-        };
-        assert_eq!(
-            extractor.features(&sample(0.25)).unwrap(),
-            [8192.0, -16384.0, 0.0]
-        );
+        let clip = Clip { window_samples: 3, normalise: Normalise::None, ..Clip::default() };
+        let extractor = FrontEnd::Waveform(Waveform { clip, scale: 32768.0 }).build(&[1, 3]).unwrap();
+        let sample = |value| Sample::Audio(Audio { samples: vec![value, -0.5], rate_hz: 16_000 });
+        assert_eq!(extractor.features(&sample(0.25)).unwrap(), [8192.0, -16384.0, 0.0]);
+        assert!(matches!(extractor.features(&sample(1e38)), Err(FeatureError::NotFinite { index: 0, .. })));
         assert!(matches!(
-            extractor.features(&sample(1e38)),
-            Err(FeatureError::NotFinite { index: 0, .. })
-        ));
-        assert!(matches!(
-            extractor.features(&Sample::Audio(Audio {
-                samples: vec![1.0],
-                rate_hz: 7
-            })),
+            extractor.features(&Sample::Audio(Audio { samples: vec![1.0], rate_hz: 7 })),
             Err(FeatureError::Source(_))
         ));
     }
@@ -546,10 +374,6 @@ mod tests {
     #[test]
     fn extractors_are_shared_between_threads() {
         fn shared<T: Send + Sync>(_: &T) {}
-        shared(
-            &FrontEnd::Mfcc(Mfcc::default())
-                .build(&[1, 49, 10, 1])
-                .unwrap(),
-        );
+        shared(&FrontEnd::Mfcc(Mfcc::default()).build(&[1, 49, 10, 1]).unwrap());
     }
 }

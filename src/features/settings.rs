@@ -11,10 +11,7 @@ impl<'de> Deserialize<'de> for FrontEnd {
         let mut table = toml::Table::deserialize(deserializer)?;
         let kind = table.remove("kind");
         let kind = kind.as_ref().and_then(toml::Value::as_str).ok_or_else(|| {
-            D::Error::custom(format!(
-                "the front end has no `kind`; expected one of {}",
-                Self::KINDS.join(", ")
-            ))
+            D::Error::custom(format!("the front end has no `kind`; expected one of {}", Self::KINDS.join(", ")))
         })?;
         let front_end = match kind {
             "mfcc" => settings_of(kind, table).map(Self::Mfcc),
@@ -23,13 +20,9 @@ impl<'de> Deserialize<'de> for FrontEnd {
             "image" => settings_of(kind, table).map(Self::Image),
             "tensor" => settings_of(kind, table).map(Self::Tensor),
             other => {
-                let nearest = nearest(other, &Self::KINDS)
-                    .map(|kind| format!(" (did you mean `{kind}`?)"))
-                    .unwrap_or_default();
-                Err(format!(
-                    "unknown front end kind `{other}`{nearest}; expected one of {}",
-                    Self::KINDS.join(", ")
-                ))
+                let nearest =
+                    nearest(other, &Self::KINDS).map(|kind| format!(" (did you mean `{kind}`?)")).unwrap_or_default();
+                Err(format!("unknown front end kind `{other}`{nearest}; expected one of {}", Self::KINDS.join(", ")))
             }
         };
         front_end.map_err(D::Error::custom)
@@ -37,10 +30,7 @@ impl<'de> Deserialize<'de> for FrontEnd {
 }
 
 /// The settings of one kind, whose default knows every key there is.
-fn settings_of<T: Default + Serialize + DeserializeOwned>(
-    kind: &str,
-    table: toml::Table,
-) -> Result<T, String> {
+fn settings_of<T: Default + Serialize + DeserializeOwned>(kind: &str, table: toml::Table) -> Result<T, String> {
     let known = toml::Table::try_from(T::default()).map_err(|error| error.to_string())?;
     let known: Vec<&str> = known.keys().map(String::as_str).collect();
     if let Some(unknown) = table.keys().find(|key| !known.contains(&key.as_str())) {
@@ -48,20 +38,14 @@ fn settings_of<T: Default + Serialize + DeserializeOwned>(
             Some(key) => format!("did you mean `{key}`?"),
             None => format!("expected {}", known.join(", ")),
         };
-        return Err(format!(
-            "unknown key `{unknown}` in a `{kind}` front end; {cure}"
-        ));
+        return Err(format!("unknown key `{unknown}` in a `{kind}` front end; {cure}"));
     }
     // One key at a time first: the error of a whole table does not say which it was.
     for (key, value) in &table {
         let alone = toml::Table::from_iter([(key.clone(), value.clone())]);
-        alone
-            .try_into::<T>()
-            .map_err(|error| format!("`{key}`: {}", error.message()))?;
+        alone.try_into::<T>().map_err(|error| format!("`{key}`: {}", error.message()))?;
     }
-    table
-        .try_into()
-        .map_err(|error| error.message().to_string())
+    table.try_into().map_err(|error| error.message().to_string())
 }
 
 /// The name nearest to a mistyped one, where at most a third of it is different.
@@ -71,9 +55,7 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         for (i, a) in name.bytes().enumerate() {
             let mut diagonal = std::mem::replace(&mut row[0], i + 1);
             for (j, b) in other.bytes().enumerate() {
-                let next = (diagonal + usize::from(a != b))
-                    .min(row[j] + 1)
-                    .min(row[j + 1] + 1);
+                let next = (diagonal + usize::from(a != b)).min(row[j] + 1).min(row[j + 1] + 1);
                 diagonal = std::mem::replace(&mut row[j + 1], next);
             }
         }
@@ -94,37 +76,22 @@ mod tests {
 
     #[test]
     fn settings_have_the_defaults_of_ds_cnn() {
-        assert_eq!(
-            parse("kind = \"mfcc\"").unwrap(),
-            FrontEnd::Mfcc(Mfcc::default())
-        );
+        assert_eq!(parse("kind = \"mfcc\"").unwrap(), FrontEnd::Mfcc(Mfcc::default()));
         let FrontEnd::Mfcc(mfcc) =
-            parse("kind = \"mfcc\"\nhigh_hz = 7600\nalign = \"loudest\"\ncoefficients = 13")
-                .unwrap()
+            parse("kind = \"mfcc\"\nhigh_hz = 7600\nalign = \"loudest\"\ncoefficients = 13").unwrap()
         else {
             panic!()
         };
-        assert_eq!(
-            (mfcc.bands.high_hz, mfcc.clip.align, mfcc.coefficients),
-            (7600.0, Align::Loudest, 13)
-        );
-        let FrontEnd::Image(image) =
-            parse("kind = \"image\"\noffset = [1, 2, 3.5]\nscale = 2").unwrap()
-        else {
+        assert_eq!((mfcc.bands.high_hz, mfcc.clip.align, mfcc.coefficients), (7600.0, Align::Loudest, 13));
+        let FrontEnd::Image(image) = parse("kind = \"image\"\noffset = [1, 2, 3.5]\nscale = 2").unwrap() else {
             panic!()
         };
-        assert_eq!(
-            (image.scale, image.offset),
-            (PerChannel::All(2.0), PerChannel::Each([1.0, 2.0, 3.5]))
-        );
+        assert_eq!((image.scale, image.offset), (PerChannel::All(2.0), PerChannel::Each([1.0, 2.0, 3.5])));
         for kind in FrontEnd::KINDS {
             let front_end = parse(&format!("kind = \"{kind}\"")).unwrap();
             assert_eq!(front_end.kind(), kind);
             front_end.check().unwrap();
-            assert_eq!(
-                parse(&toml::to_string(&front_end).unwrap()).unwrap(),
-                front_end
-            );
+            assert_eq!(parse(&toml::to_string(&front_end).unwrap()).unwrap(), front_end);
             let json = serde_json::to_string(&front_end).unwrap();
             assert_eq!(serde_json::from_str::<FrontEnd>(&json).unwrap(), front_end);
         }
@@ -137,10 +104,7 @@ mod tests {
             ("kind = 3", "no `kind`"),
             ("kind = \"spectrogram\"", "expected one of mfcc"),
             ("kind = \"log_mel\"", "did you mean `log-mel`"),
-            (
-                "kind = \"log-mel\"\ncoefficients = 3",
-                "unknown key `coefficients`",
-            ),
+            ("kind = \"log-mel\"\ncoefficients = 3", "unknown key `coefficients`"),
             ("kind = \"tensor\"\nrate_hz = 3", "unknown key `rate_hz`"),
             ("kind = \"mfcc\"\nrate = 3", "unknown key `rate`"),
             ("kind = \"mfcc\"\nmels = -3", "`mels`"),

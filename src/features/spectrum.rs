@@ -155,12 +155,7 @@ pub struct LogMel {
 
 impl Default for LogMel {
     fn default() -> Self {
-        Self {
-            clip: Clip::default(),
-            bands: LogMelBands::default(),
-            scale: 1.0,
-            offset: 0.0,
-        }
+        Self { clip: Clip::default(), bands: LogMelBands::default(), scale: 1.0, offset: 0.0 }
     }
 }
 
@@ -194,18 +189,8 @@ impl Default for Mfcc {
 impl LogMelBands {
     pub(super) fn check(&self, clip: &Clip) -> Result<(), FeatureError> {
         let nyquist_hz = f64::from(clip.rate_hz) / 2.0;
-        setting(
-            (2..=65_536).contains(&self.fft),
-            "fft",
-            "2 to 65536",
-            self.fft,
-        )?;
-        setting(
-            (1..=self.fft).contains(&self.frame_samples),
-            "frame_samples",
-            "1 to fft",
-            self.frame_samples,
-        )?;
+        setting((2..=65_536).contains(&self.fft), "fft", "2 to 65536", self.fft)?;
+        setting((1..=self.fft).contains(&self.frame_samples), "frame_samples", "1 to fft", self.frame_samples)?;
         setting(
             self.frame_samples <= clip.window_samples,
             "frame_samples",
@@ -218,36 +203,11 @@ impl LogMelBands {
             "1 to window_samples",
             self.hop_samples,
         )?;
-        setting(
-            (1..=4096).contains(&self.mels),
-            "mels",
-            "1 to 4096",
-            self.mels,
-        )?;
-        setting(
-            self.low_hz >= 0.0 && self.low_hz < self.high_hz,
-            "low_hz",
-            "0 to less than high_hz",
-            self.low_hz,
-        )?;
-        setting(
-            self.high_hz <= nyquist_hz,
-            "high_hz",
-            "at most half of rate_hz",
-            self.high_hz,
-        )?;
-        setting(
-            (0.0..1e30).contains(&self.log_floor),
-            "log_floor",
-            "0 or more",
-            self.log_floor,
-        )?;
-        setting(
-            (0.0..1e30).contains(&self.log_offset),
-            "log_offset",
-            "0 or more",
-            self.log_offset,
-        )?;
+        setting((1..=4096).contains(&self.mels), "mels", "1 to 4096", self.mels)?;
+        setting(self.low_hz >= 0.0 && self.low_hz < self.high_hz, "low_hz", "0 to less than high_hz", self.low_hz)?;
+        setting(self.high_hz <= nyquist_hz, "high_hz", "at most half of rate_hz", self.high_hz)?;
+        setting((0.0..1e30).contains(&self.log_floor), "log_floor", "0 or more", self.log_floor)?;
+        setting((0.0..1e30).contains(&self.log_offset), "log_offset", "0 or more", self.log_offset)?;
         let least = (self.log_floor + self.log_offset) as f32;
         setting(
             least >= f32::MIN_POSITIVE,
@@ -266,12 +226,7 @@ impl Mfcc {
     pub(super) fn check(&self) -> Result<(), FeatureError> {
         self.clip.check()?;
         self.bands.check(&self.clip)?;
-        setting(
-            (1..=self.bands.mels).contains(&self.coefficients),
-            "coefficients",
-            "1 to mels",
-            self.coefficients,
-        )
+        setting((1..=self.bands.mels).contains(&self.coefficients), "coefficients", "1 to mels", self.coefficients)
     }
 }
 
@@ -279,18 +234,8 @@ impl LogMel {
     pub(super) fn check(&self) -> Result<(), FeatureError> {
         self.clip.check()?;
         self.bands.check(&self.clip)?;
-        setting(
-            self.scale.is_finite(),
-            "scale",
-            "a finite number",
-            self.scale,
-        )?;
-        setting(
-            self.offset.is_finite(),
-            "offset",
-            "a finite number",
-            self.offset,
-        )
+        setting(self.scale.is_finite(), "scale", "a finite number", self.scale)?;
+        setting(self.offset.is_finite(), "offset", "a finite number", self.offset)
     }
 }
 
@@ -330,10 +275,7 @@ enum Output {
 
 impl Spectrum {
     pub(super) fn log_mel(settings: &LogMel) -> Self {
-        let output = Output::Scaled {
-            scale: settings.scale as f32,
-            offset: settings.offset as f32,
-        };
+        let output = Output::Scaled { scale: settings.scale as f32, offset: settings.offset as f32 };
         Self::new(&settings.bands, &settings.clip, output)
     }
 
@@ -344,26 +286,17 @@ impl Spectrum {
             DctNorm::Ortho if i == 0 => (1.0 / mels as f64).sqrt(),
             DctNorm::Ortho | DctNorm::OrthoFirstUnscaled => (2.0 / mels as f64).sqrt(),
         };
-        let cosine =
-            |i: usize, band: usize| (PI * i as f64 * (band as f64 + 0.5) / mels as f64).cos();
-        let dct = (0..coefficients)
-            .flat_map(|i| (0..mels).map(move |band| (scale(i) * cosine(i, band)) as f32))
-            .collect();
-        Self::new(
-            &settings.bands,
-            &settings.clip,
-            Output::Cepstrum { dct, coefficients },
-        )
+        let cosine = |i: usize, band: usize| (PI * i as f64 * (band as f64 + 0.5) / mels as f64).cos();
+        let dct =
+            (0..coefficients).flat_map(|i| (0..mels).map(move |band| (scale(i) * cosine(i, band)) as f32)).collect();
+        Self::new(&settings.bands, &settings.clip, Output::Cepstrum { dct, coefficients })
     }
 
     fn new(settings: &LogMelBands, clip: &Clip, output: Output) -> Self {
         let bands = triangles(settings, clip.rate_hz);
         let used = bands.iter().filter(|band| !band.weights.is_empty());
         let first = used.clone().map(|band| band.first_bin).min().unwrap_or(0);
-        let end = used
-            .map(|band| band.first_bin + band.weights.len())
-            .max()
-            .unwrap_or(0);
+        let end = used.map(|band| band.first_bin + band.weights.len()).max().unwrap_or(0);
         Self {
             fft: RealFftPlanner::new().plan_fft_forward(settings.fft),
             window: window(settings.window, settings.frame_samples),
@@ -400,17 +333,11 @@ impl Spectrum {
                 *to = f64::from(*sample) * weight;
             }
             zeros.fill(0.0);
-            let done = self
-                .fft
-                .process_with_scratch(&mut padded, &mut bins, &mut scratch);
-            done.map_err(|error| FeatureError::Fft {
-                problem: error.to_string(),
-            })?;
+            let done = self.fft.process_with_scratch(&mut padded, &mut bins, &mut scratch);
+            done.map_err(|error| FeatureError::Fft { problem: error.to_string() })?;
             self.bands_of(&bins, &mut spectrum, &mut logs);
             match &self.output {
-                Output::Scaled { scale, offset } => {
-                    features.extend(logs.iter().map(|log| log * scale + offset))
-                }
+                Output::Scaled { scale, offset } => features.extend(logs.iter().map(|log| log * scale + offset)),
                 Output::Cepstrum { dct, .. } => {
                     features.extend(dct.chunks_exact(logs.len()).map(|row| dot(row, &logs)))
                 }
@@ -430,10 +357,7 @@ impl Spectrum {
             };
         }
         for (log, band) in logs.iter_mut().zip(&self.bands) {
-            let mel = dot(
-                &band.weights,
-                &spectrum[band.first_bin..band.first_bin + band.weights.len()],
-            );
+            let mel = dot(&band.weights, &spectrum[band.first_bin..band.first_bin + band.weights.len()]);
             *log = (mel.max(self.log_floor) + self.log_offset).ln();
         }
     }
@@ -463,9 +387,7 @@ fn triangles(settings: &LogMelBands, rate_hz: u32) -> Vec<Band> {
         Triangles::Hz => scale.hz(edge(i)),
     };
     let bin_hz = |bin: usize| bin as f64 * f64::from(rate_hz) / settings.fft as f64;
-    let places: Vec<f64> = (0..=settings.fft / 2)
-        .map(|bin| place(bin_hz(bin)))
-        .collect();
+    let places: Vec<f64> = (0..=settings.fft / 2).map(|bin| place(bin_hz(bin))).collect();
     let band = |b: usize| {
         let (left, centre, right) = (edge_place(b), edge_place(b + 1), edge_place(b + 2));
         let area = match settings.mel_norm {
@@ -474,22 +396,10 @@ fn triangles(settings: &LogMelBands, rate_hz: u32) -> Vec<Band> {
         };
         // The bin of 0 Hz belongs to no band.
         let first_bin = places.partition_point(|&place| place <= left).max(1);
-        let end = places
-            .partition_point(|&place| place < right)
-            .max(first_bin);
-        let weight = |&place: &f64| {
-            (area * ((place - left) / (centre - left)).min((right - place) / (right - centre)))
-                as f32
-        };
-        Band {
-            first_bin,
-            weights: places
-                .get(first_bin..end)
-                .unwrap_or_default()
-                .iter()
-                .map(weight)
-                .collect(),
-        }
+        let end = places.partition_point(|&place| place < right).max(first_bin);
+        let weight =
+            |&place: &f64| (area * ((place - left) / (centre - left)).min((right - place) / (right - centre))) as f32;
+        Band { first_bin, weights: places.get(first_bin..end).unwrap_or_default().iter().map(weight).collect() }
     };
     (0..settings.mels).map(band).collect()
 }
@@ -536,16 +446,11 @@ mod tests {
             let t = n as f64 / 16_000.0;
             (0.4 * (2.0 * PI * (100.0 * t + 2450.0 * t * t)).sin() + 0.05 * noise) as f32
         };
-        Sample::Audio(Audio {
-            samples: (0..16_000).map(&mut sample).collect(),
-            rate_hz: 16_000,
-        })
+        Sample::Audio(Audio { samples: (0..16_000).map(&mut sample).collect(), rate_hz: 16_000 })
     }
 
     fn reference(name: &str) -> Tensor {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/data/front_end")
-            .join(name);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/front_end").join(name);
         match read(&path).unwrap() {
             Sample::Tensor(tensor) => tensor,
             other => panic!("{other:?}"),
@@ -555,18 +460,12 @@ mod tests {
     fn close(got: &[f32], want: &[f32]) {
         assert_eq!(got.len(), want.len());
         for (index, (got, want)) in got.iter().zip(want).enumerate() {
-            assert!(
-                (got - want).abs() <= TOLERANCE,
-                "value {index}: {got} is not {want}"
-            );
+            assert!((got - want).abs() <= TOLERANCE, "value {index}: {got} is not {want}");
         }
     }
 
     fn librosa() -> (Clip, LogMelBands) {
-        let clip = Clip {
-            normalise: Normalise::None,
-            ..Clip::default()
-        };
+        let clip = Clip { normalise: Normalise::None, ..Clip::default() };
         let bands = LogMelBands {
             frame_samples: 400,
             hop_samples: 800,
@@ -587,99 +486,42 @@ mod tests {
 
     #[test]
     fn the_defaults_are_the_front_end_of_ds_cnn() {
-        let extractor = FrontEnd::Mfcc(Mfcc::default())
-            .build(&[1, 49, 10, 1])
-            .unwrap();
-        close(
-            &extractor.features(&signal()).unwrap(),
-            &reference("mfcc.npy").values,
-        );
+        let extractor = FrontEnd::Mfcc(Mfcc::default()).build(&[1, 49, 10, 1]).unwrap();
+        close(&extractor.features(&signal()).unwrap(), &reference("mfcc.npy").values);
     }
 
     #[test]
     fn librosa_s_way() {
         let (clip, bands) = librosa();
-        let settings = LogMel {
-            clip: clip.clone(),
-            bands: bands.clone(),
-            scale: 4.5,
-            offset: -0.25,
-        };
+        let settings = LogMel { clip: clip.clone(), bands: bands.clone(), scale: 4.5, offset: -0.25 };
         let want = reference("log_mel.npy");
         let extractor = FrontEnd::LogMel(settings).build(&[1, 1, 20, 16]).unwrap();
         close(&extractor.features(&signal()).unwrap(), &want.values);
-        let settings = Mfcc {
-            clip,
-            bands,
-            coefficients: 13,
-            dct_norm: DctNorm::Ortho,
-        };
+        let settings = Mfcc { clip, bands, coefficients: 13, dct_norm: DctNorm::Ortho };
         let extractor = FrontEnd::Mfcc(settings).build(&[1, 20, 13]).unwrap();
-        close(
-            &extractor.features(&signal()).unwrap(),
-            &reference("cepstrum.npy").values,
-        );
+        close(&extractor.features(&signal()).unwrap(), &reference("cepstrum.npy").values);
     }
 
     #[test]
     fn bands_first_where_the_model_takes_them_so() {
         let (clip, bands) = librosa();
-        let front_end = FrontEnd::LogMel(LogMel {
-            clip,
-            bands,
-            ..LogMel::default()
-        });
-        let frames_first = front_end
-            .build(&[1, 20, 16])
-            .unwrap()
-            .features(&signal())
-            .unwrap();
-        let bands_first = front_end
-            .build(&[1, 1, 16, 20])
-            .unwrap()
-            .features(&signal())
-            .unwrap();
+        let front_end = FrontEnd::LogMel(LogMel { clip, bands, ..LogMel::default() });
+        let frames_first = front_end.build(&[1, 20, 16]).unwrap().features(&signal()).unwrap();
+        let bands_first = front_end.build(&[1, 1, 16, 20]).unwrap().features(&signal()).unwrap();
         for frame in 0..20 {
             for band in 0..16 {
-                assert_eq!(
-                    frames_first[frame * 16 + band],
-                    bands_first[band * 20 + frame]
-                );
+                assert_eq!(frames_first[frame * 16 + band], bands_first[band * 20 + frame]);
             }
         }
-        assert_eq!(
-            front_end
-                .build(&[1, 320])
-                .unwrap()
-                .features(&signal())
-                .unwrap(),
-            frames_first
-        );
+        assert_eq!(front_end.build(&[1, 320]).unwrap().features(&signal()).unwrap(), frames_first);
     }
 
     #[test]
     fn silence_and_narrow_bands_are_finite() {
-        let silence = Sample::Audio(Audio {
-            samples: vec![],
-            rate_hz: 16_000,
-        });
-        let bands = LogMelBands {
-            mels: 400,
-            ..LogMelBands::default()
-        };
-        let front_end = FrontEnd::LogMel(LogMel {
-            bands,
-            ..LogMel::default()
-        });
-        let features = front_end
-            .build(&[1, 49, 400])
-            .unwrap()
-            .features(&silence)
-            .unwrap();
-        assert!(
-            features
-                .iter()
-                .all(|&value| (value - 1e-6f32.ln()).abs() < 1e-4)
-        );
+        let silence = Sample::Audio(Audio { samples: vec![], rate_hz: 16_000 });
+        let bands = LogMelBands { mels: 400, ..LogMelBands::default() };
+        let front_end = FrontEnd::LogMel(LogMel { bands, ..LogMel::default() });
+        let features = front_end.build(&[1, 49, 400]).unwrap().features(&silence).unwrap();
+        assert!(features.iter().all(|&value| (value - 1e-6f32.ln()).abs() < 1e-4));
     }
 }

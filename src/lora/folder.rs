@@ -7,7 +7,8 @@
 //! | `base_model.model.<key>.weight`, `.bias` | PyTorch's: dense `[out, in]`, `[out]` | trained whole |
 //! | `base_model.model.<key>.accentor_scale`, `.accentor_shift` | `[channels]` | depthwise |
 //!
-//! - `<key>` is [`Site::key`] as it is; PyTorch reads its dots as levels of modules, any other character may stand in a name.
+//! - `<key>` is [`crate::graph::Site::key`] as it is; PyTorch reads its dots as levels of modules, any other character may
+//!   stand in a name.
 //! - PEFT 0.21 gives the A of a grouped convolution all input channels. So does the file, with zeros outside a row's own
 //!   group; in memory A is `[r, in/groups, kh, kw]`. A file with anything else there is refused: it is no grouped layer.
 //! - Whole layers are listed in `modules_to_save`. Depthwise layers too, if written by [`write_whole`], which adds their

@@ -15,5 +15,5 @@ pub mod merge;
 mod step;
 
 pub use adapter::{Adapter, AdapterSite, AdapterSpec, Delta};
-pub use folder::{AdapterError, load, read, write};
+pub use folder::{AdapterError, load, read, read_peft, write, write_whole};
 pub use step::{Adaptation, SiteStep, SiteWeights};

@@ -45,6 +45,7 @@ pub struct SiteWeights {
     weights: ConvWeights,
     factors: Factors,
     scratch: Vec<f32>,
+    unmerged: bool,
 }
 
 impl SiteStep {
@@ -102,7 +103,11 @@ impl SiteStep {
 
     /// Scratch values for the forward pass.
     pub fn forward_work(&self) -> usize {
-        if self.depthwise { 0 } else { self.conv.work() }
+        match self.adaptation {
+            _ if self.depthwise => 0,
+            Adaptation::LowRank { rank, .. } => self.conv.low_rank_work(rank),
+            _ => self.conv.work(),
+        }
     }
 
     /// Scratch values for the backward pass.
@@ -216,8 +221,25 @@ impl SiteStep {
         }
     }
 
+    /// Prepares `out` for inference with the pair beside the frozen weight, `y = W·x + s·B·(A·x)`: cheap to change, a
+    /// little more work a call. Only low-rank pairs have this form.
+    pub fn prepare_unmerged(&self, params: &[f32], out: &mut SiteWeights) {
+        self.prepare(params, out, true);
+        if let Adaptation::LowRank { .. } = self.adaptation {
+            out.weights.w.copy_from_slice(&self.frozen.w);
+            out.unmerged = true;
+        }
+    }
+
     /// y = layer(x) with the prepared weights.
     pub fn forward(&self, site: &SiteWeights, x: &[f32], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
+        if let (true, Adaptation::LowRank { rank, .. }) = (site.unmerged, self.adaptation) {
+            self.plain.forward(&site.weights, x, y, &mut [], work);
+            // `prepare` left B·scale in the scratch values.
+            self.plain.low_rank_forward(&site.factors.a_t, &site.scratch, rank, x, y, work);
+            self.conv.activation.apply(y);
+            return;
+        }
         if self.depthwise {
             crate::ops::depthwise::forward(&self.conv, &site.weights, x, y, saved);
         } else {

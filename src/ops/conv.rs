@@ -138,6 +138,26 @@ impl Conv {
         }
     }
 
+    /// y += (patch(x)·Aᵀ)·Bᵀ for an adapter that is not merged; `bt` carries the scale, `a_t` is as in [`Factors`]. Comes
+    /// between [`Conv::forward`] without an activation and the activation.
+    pub fn low_rank_forward(&self, a_t: &[f32], bt: &[f32], rank: usize, x: &[f32], y: &mut [f32], work: &mut [f32]) {
+        let g = &self.geometry;
+        let (patch, outputs) = (g.patch(), g.group_outputs());
+        let rank = rank / g.groups;
+        let (h, work) = work.split_at_mut(self.chunk() * rank);
+        for group in 0..g.groups {
+            let a_t = &a_t[group * patch * rank..][..patch * rank];
+            let bt = &bt[group * rank * outputs..][..rank * outputs];
+            for range in chunks(g.positions(), self.chunk()) {
+                let rows = range.len();
+                let (col, stride) = self.patch_rows(x, group, range.clone(), work);
+                gemm_from(Start::Zero, rows, rank, patch, col, stride, 1, a_t, rank, h, rank);
+                let y = &mut y[range.start * g.output_channels + group * outputs..];
+                gemm(rows, outputs, rank, h, rank, 1, bt, outputs, y, g.output_channels);
+            }
+        }
+    }
+
     /// dy becomes dz: zero where the activation is flat.
     pub fn activation_gradient(&self, y: &[f32], saved: &[f32], dy: &mut [f32]) {
         if !matches!(self.activation, Activation::None) {

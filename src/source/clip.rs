@@ -5,21 +5,12 @@ use std::path::Path;
 
 use super::{Audio, MAX_VALUES, RATES_HZ, SourceError};
 
-const CURE: &str =
-    "convert it to 16-bit PCM WAV, for example with `ffmpeg -i IN -c:a pcm_s16le OUT.wav`";
+const CURE: &str = "convert it to 16-bit PCM WAV, for example with `ffmpeg -i IN -c:a pcm_s16le OUT.wav`";
 
 /// Reads a WAV file: integers of 8 (unsigned), 16, 24 and 32 bits, or floats of 32.
-pub(super) fn read_wav(
-    path: &Path,
-    file: impl Read,
-    file_bytes: u64,
-) -> Result<Audio, SourceError> {
-    let malformed = |problem: String| SourceError::Malformed {
-        path: path.to_path_buf(),
-        format: "WAV",
-        problem,
-        cure: CURE,
-    };
+pub(super) fn read_wav(path: &Path, file: impl Read, file_bytes: u64) -> Result<Audio, SourceError> {
+    let malformed =
+        |problem: String| SourceError::Malformed { path: path.to_path_buf(), format: "WAV", problem, cure: CURE };
     let mut reader = hound::WavReader::new(file).map_err(|error| malformed(wav_problem(&error)))?;
     let spec = reader.spec();
     let promised = reader.len() as u64;
@@ -33,9 +24,9 @@ pub(super) fn read_wav(
     let mut mono = Mono::new(path, spec.channels.into(), promised)?;
     let mut taken = 0u64;
     let cut_short = |error: hound::Error, taken: u64| match &error {
-        hound::Error::IoError(_) => malformed(format!(
-            "the header promises {promised} samples, the file ends after {taken}"
-        )),
+        hound::Error::IoError(_) => {
+            malformed(format!("the header promises {promised} samples, the file ends after {taken}"))
+        }
         _ => malformed(wav_problem(&error)),
     };
     match spec.sample_format {
@@ -48,9 +39,7 @@ pub(super) fn read_wav(
         hound::SampleFormat::Int => {
             let scale = full_scale(spec.bits_per_sample.into()).map_err(&malformed)?;
             for value in reader.samples::<i32>() {
-                mono.push(
-                    (f64::from(value.map_err(|error| cut_short(error, taken))?) * scale) as f32,
-                )?;
+                mono.push((f64::from(value.map_err(|error| cut_short(error, taken))?) * scale) as f32)?;
                 taken += 1;
             }
         }
@@ -60,19 +49,11 @@ pub(super) fn read_wav(
 
 /// Reads a FLAC file of any depth.
 pub(super) fn read_flac(path: &Path, file: impl Read) -> Result<Audio, SourceError> {
-    let malformed = |problem: String| SourceError::Malformed {
-        path: path.to_path_buf(),
-        format: "FLAC",
-        problem,
-        cure: CURE,
-    };
+    let malformed =
+        |problem: String| SourceError::Malformed { path: path.to_path_buf(), format: "FLAC", problem, cure: CURE };
     // Tags may claim any length and are not needed.
-    let options = claxon::FlacReaderOptions {
-        metadata_only: false,
-        read_vorbis_comment: false,
-    };
-    let mut reader =
-        claxon::FlacReader::new_ext(file, options).map_err(|error| malformed(error.to_string()))?;
+    let options = claxon::FlacReaderOptions { metadata_only: false, read_vorbis_comment: false };
+    let mut reader = claxon::FlacReader::new_ext(file, options).map_err(|error| malformed(error.to_string()))?;
     let info = reader.streaminfo();
     check_rate(info.sample_rate).map_err(&malformed)?;
     let scale = full_scale(info.bits_per_sample).map_err(&malformed)?;
@@ -86,21 +67,14 @@ pub(super) fn read_flac(path: &Path, file: impl Read) -> Result<Audio, SourceErr
             Ok(Some(block)) => block,
             Ok(None) => break,
             Err(claxon::Error::IoError(error)) if error.kind() == ErrorKind::UnexpectedEof => {
-                return Err(malformed(format!(
-                    "the file ends inside a block after {frames} samples a channel"
-                )));
+                return Err(malformed(format!("the file ends inside a block after {frames} samples a channel")));
             }
             Err(error) => {
-                return Err(malformed(format!(
-                    "{error} after {frames} samples a channel"
-                )));
+                return Err(malformed(format!("{error} after {frames} samples a channel")));
             }
         };
         if block.channels() as usize != channels {
-            return Err(malformed(format!(
-                "the header says {channels} channels, a block has {}",
-                block.channels()
-            )));
+            return Err(malformed(format!("the header says {channels} channels, a block has {}", block.channels())));
         }
         for at in 0..block.duration() {
             for channel in 0..block.channels() {
@@ -111,9 +85,9 @@ pub(super) fn read_flac(path: &Path, file: impl Read) -> Result<Audio, SourceErr
         buffer = block.into_buffer();
     }
     match info.samples {
-        Some(promised) if promised != frames => Err(malformed(format!(
-            "the header promises {promised} samples a channel, the file has {frames}"
-        ))),
+        Some(promised) if promised != frames => {
+            Err(malformed(format!("the header promises {promised} samples a channel, the file has {frames}")))
+        }
         _ => mono.finish(info.sample_rate).map_err(malformed),
     }
 }
@@ -131,11 +105,7 @@ fn check_rate(rate_hz: u32) -> Result<(), String> {
     if RATES_HZ.contains(&rate_hz) {
         Ok(())
     } else {
-        Err(format!(
-            "expected a rate of {} to {} Hz, found {rate_hz} Hz",
-            RATES_HZ.start(),
-            RATES_HZ.end()
-        ))
+        Err(format!("expected a rate of {} to {} Hz, found {rate_hz} Hz", RATES_HZ.start(), RATES_HZ.end()))
     }
 }
 
@@ -164,38 +134,24 @@ impl<'a> Mono<'a> {
         let channels = channels.max(1);
         let promised = promised_values / channels as u64;
         match usize::try_from(promised) {
-            Ok(capacity) if capacity <= MAX_VALUES => Ok(Self {
-                path,
-                samples: Vec::with_capacity(capacity),
-                channels,
-                sum: 0.0,
-                in_frame: 0,
-            }),
-            _ => Err(SourceError::TooLarge {
-                path: path.to_path_buf(),
-                limit: MAX_VALUES,
-            }),
+            Ok(capacity) if capacity <= MAX_VALUES => {
+                Ok(Self { path, samples: Vec::with_capacity(capacity), channels, sum: 0.0, in_frame: 0 })
+            }
+            _ => Err(SourceError::TooLarge { path: path.to_path_buf(), limit: MAX_VALUES }),
         }
     }
 
     fn push(&mut self, value: f32) -> Result<(), SourceError> {
         if !value.is_finite() {
             let index = self.samples.len() * self.channels + self.in_frame;
-            return Err(SourceError::NotFinite {
-                path: self.path.to_path_buf(),
-                found: value,
-                index,
-            });
+            return Err(SourceError::NotFinite { path: self.path.to_path_buf(), found: value, index });
         }
         // Divided first: the mean of finite values is then finite.
         self.sum += value / self.channels as f32;
         self.in_frame += 1;
         if self.in_frame == self.channels {
             if self.samples.len() == MAX_VALUES {
-                return Err(SourceError::TooLarge {
-                    path: self.path.to_path_buf(),
-                    limit: MAX_VALUES,
-                });
+                return Err(SourceError::TooLarge { path: self.path.to_path_buf(), limit: MAX_VALUES });
             }
             self.samples.push(self.sum);
             (self.sum, self.in_frame) = (0.0, 0);
@@ -207,10 +163,7 @@ impl<'a> Mono<'a> {
         if self.samples.is_empty() {
             Err("it holds no samples".to_string())
         } else {
-            Ok(Audio {
-                samples: self.samples,
-                rate_hz,
-            })
+            Ok(Audio { samples: self.samples, rate_hz })
         }
     }
 }
@@ -230,20 +183,13 @@ mod tests {
     }
 
     fn spec(channels: u16, bits_per_sample: u16, sample_format: SampleFormat) -> WavSpec {
-        WavSpec {
-            channels,
-            sample_rate: 22_050,
-            bits_per_sample,
-            sample_format,
-        }
+        WavSpec { channels, sample_rate: 22_050, bits_per_sample, sample_format }
     }
 
     fn int_wav(folder: &tempfile::TempDir, channels: u16, bits: u16, values: &[i32]) -> PathBuf {
         let path = folder.path().join("clip.wav");
         let mut writer = WavWriter::create(&path, spec(channels, bits, SampleFormat::Int)).unwrap();
-        values
-            .iter()
-            .for_each(|&value| writer.write_sample(value).unwrap());
+        values.iter().for_each(|&value| writer.write_sample(value).unwrap());
         writer.finalize().unwrap();
         path
     }
@@ -251,9 +197,7 @@ mod tests {
     fn float_wav(folder: &tempfile::TempDir, values: &[f32]) -> PathBuf {
         let path = folder.path().join("clip.wav");
         let mut writer = WavWriter::create(&path, spec(1, 32, SampleFormat::Float)).unwrap();
-        values
-            .iter()
-            .for_each(|&value| writer.write_sample(value).unwrap());
+        values.iter().for_each(|&value| writer.write_sample(value).unwrap());
         writer.finalize().unwrap();
         path
     }
@@ -281,13 +225,7 @@ mod tests {
         let path = int_wav(&folder, 2, 16, &[16384, 0, -16384, -16384]);
         assert_eq!(decoded(&path).unwrap().samples, [0.25, -0.5]);
         let path = int_wav(&folder, 6, 16, &[16384; 12]);
-        assert!(
-            decoded(&path)
-                .unwrap()
-                .samples
-                .iter()
-                .all(|value| (value - 0.5).abs() < 1e-6)
-        );
+        assert!(decoded(&path).unwrap().samples.iter().all(|value| (value - 0.5).abs() < 1e-6));
     }
 
     #[test]
@@ -351,28 +289,18 @@ mod tests {
             bytes.iter().fold(0, |sum, &byte| {
                 (0..8).fold(sum ^ (u32::from(byte) << (bits - 8)), |sum, _| {
                     let shifted = sum << 1;
-                    let reduced = if sum >> (bits - 1) & 1 == 1 {
-                        shifted ^ polynomial
-                    } else {
-                        shifted
-                    };
+                    let reduced = if sum >> (bits - 1) & 1 == 1 { shifted ^ polynomial } else { shifted };
                     reduced & ((1u64 << bits) - 1) as u32
                 })
             })
         }
 
-        pub(super) fn stream(
-            channels: u8,
-            rate: u32,
-            promised: u64,
-            blocks: &[Vec<i16>],
-        ) -> Vec<u8> {
+        pub(super) fn stream(channels: u8, rate: u32, promised: u64, blocks: &[Vec<i16>]) -> Vec<u8> {
             let mut bytes = b"fLaC\x80\0\0\x22".to_vec();
             bytes.extend(16u16.to_be_bytes());
             bytes.extend(4096u16.to_be_bytes());
             bytes.extend([0; 6]);
-            let packed =
-                u64::from(rate) << 44 | u64::from(channels - 1) << 41 | 15 << 36 | promised;
+            let packed = u64::from(rate) << 44 | u64::from(channels - 1) << 41 | 15 << 36 | promised;
             bytes.extend(packed.to_be_bytes());
             bytes.extend([0; 16]);
             for (number, block) in blocks.iter().enumerate() {
@@ -383,11 +311,7 @@ mod tests {
                 for channel in 0..usize::from(channels) {
                     frame.push(0b10);
                     frame.extend(
-                        block
-                            .iter()
-                            .skip(channel)
-                            .step_by(channels.into())
-                            .flat_map(|value| value.to_be_bytes()),
+                        block.iter().skip(channel).step_by(channels.into()).flat_map(|value| value.to_be_bytes()),
                     );
                 }
                 frame.extend((crc(&frame, 16, 0x8005) as u16).to_be_bytes());
@@ -408,13 +332,7 @@ mod tests {
         assert_eq!((audio.samples[16], audio.samples[40]), (0.25, -0.5));
         let blocks = [[16384i16, 0].repeat(16)];
         std::fs::write(&path, flac::stream(2, 44_100, 16, &blocks)).unwrap();
-        assert_eq!(
-            decoded(&path).unwrap(),
-            Audio {
-                samples: vec![0.25; 16],
-                rate_hz: 44_100
-            }
-        );
+        assert_eq!(decoded(&path).unwrap(), Audio { samples: vec![0.25; 16], rate_hz: 44_100 });
     }
 
     #[test]
@@ -427,10 +345,7 @@ mod tests {
         for (bytes, why) in [
             (good[..good.len() - 9].to_vec(), "ends inside"),
             (flipped, "CRC"),
-            (
-                flac::stream(1, 16_000, 99, &[vec![100i16; 32]]),
-                "promises 99",
-            ),
+            (flac::stream(1, 16_000, 99, &[vec![100i16; 32]]), "promises 99"),
             (flac::stream(1, 0, 32, &[vec![100i16; 32]]), ""),
             (flac::stream(1, 16_000, 0, &[]), "no samples"),
             (b"fLaC".to_vec(), ""),

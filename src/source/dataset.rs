@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Format, SourceError, io_error};
 
-const LAYOUT: &str = "expected a folder with a folder a label that holds its files, or a CSV file with the header `path,label`";
+const LAYOUT: &str =
+    "expected a folder with a folder a label that holds its files, or a CSV file with the header `path,label`";
 
 /// One labelled file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,11 +28,7 @@ pub struct Dataset {
 impl Dataset {
     /// The labels that occur, sorted, each once.
     pub fn labels(&self) -> Vec<String> {
-        let labels: BTreeSet<&str> = self
-            .examples
-            .iter()
-            .map(|example| example.label.as_str())
-            .collect();
+        let labels: BTreeSet<&str> = self.examples.iter().map(|example| example.label.as_str()).collect();
         labels.into_iter().map(str::to_string).collect()
     }
 }
@@ -48,10 +45,7 @@ pub fn dataset(path: &Path) -> Result<Dataset, SourceError> {
     let about = fs::metadata(path).map_err(|source| io_error(path, source))?;
     let examples = if about.is_dir() {
         from_folder(path)?
-    } else if path
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("csv"))
-    {
+    } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) {
         from_csv(path)?
     } else {
         return Err(layout(
@@ -68,15 +62,8 @@ fn from_folder(root: &Path) -> Result<Vec<Example>, SourceError> {
     for entry in listed(root)? {
         if !entry.is_dir() {
             if Format::of(&entry).is_some() {
-                let problem = format!(
-                    "{LAYOUT}; {} lies beside the label folders",
-                    name_of(&entry)
-                );
-                return Err(layout(
-                    root,
-                    problem,
-                    "move the file into the folder of its label",
-                ));
+                let problem = format!("{LAYOUT}; {} lies beside the label folders", name_of(&entry));
+                return Err(layout(root, problem, "move the file into the folder of its label"));
             }
             continue;
         }
@@ -90,10 +77,7 @@ fn from_folder(root: &Path) -> Result<Vec<Example>, SourceError> {
         let before = examples.len();
         for file in listed(&entry)? {
             if file.is_dir() {
-                let problem = format!(
-                    "expected files under the label {label:?}, found the folder {}",
-                    name_of(&file)
-                );
+                let problem = format!("expected files under the label {label:?}, found the folder {}", name_of(&file));
                 return Err(layout(
                     &entry,
                     problem,
@@ -101,20 +85,12 @@ fn from_folder(root: &Path) -> Result<Vec<Example>, SourceError> {
                 ));
             }
             if Format::of(&file).is_some() {
-                examples.push(Example {
-                    path: file,
-                    label: label.to_string(),
-                });
+                examples.push(Example { path: file, label: label.to_string() });
             }
         }
         if examples.len() == before {
-            let problem =
-                format!("the label {label:?} has no .wav, .flac, .png, .jpg, .jpeg or .npy file");
-            return Err(layout(
-                &entry,
-                problem,
-                "put files into it or remove the folder",
-            ));
+            let problem = format!("the label {label:?} has no .wav, .flac, .png, .jpg, .jpeg or .npy file");
+            return Err(layout(&entry, problem, "put files into it or remove the folder"));
         }
     }
     if examples.is_empty() {
@@ -145,17 +121,10 @@ fn from_csv(table: &Path) -> Result<Vec<Example>, SourceError> {
     let text = fs::read(table).map_err(|source| io_error(table, source))?;
     // Spreadsheets put a byte order mark first.
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
-    let mut reader = csv::ReaderBuilder::new()
-        .trim(csv::Trim::All)
-        .from_reader(text);
-    let headers = reader
-        .headers()
-        .map_err(|error| bad(error.to_string()))?
-        .clone();
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
+    let headers = reader.headers().map_err(|error| bad(error.to_string()))?.clone();
     let column = |name: &str| {
-        let found = headers
-            .iter()
-            .position(|header| header.eq_ignore_ascii_case(name));
+        let found = headers.iter().position(|header| header.eq_ignore_ascii_case(name));
         found.ok_or_else(|| {
             let found: Vec<&str> = headers.iter().collect();
             layout(
@@ -175,10 +144,7 @@ fn from_csv(table: &Path) -> Result<Vec<Example>, SourceError> {
             let value = record.get(column).filter(|value| !value.is_empty());
             value.ok_or_else(|| bad(format!("line {line} has no {name}")))
         };
-        let (path, label) = (
-            folder.join(cell(path_column, "path")?),
-            cell(label_column, "label")?.to_string(),
-        );
+        let (path, label) = (folder.join(cell(path_column, "path")?), cell(label_column, "label")?.to_string());
         if Format::of(&path).is_none() {
             return Err(bad(format!(
                 "line {line} names {}, which is no .wav, .flac, .png, .jpg, .jpeg or .npy file",
@@ -194,28 +160,17 @@ fn from_csv(table: &Path) -> Result<Vec<Example>, SourceError> {
         examples.push(Example { path, label });
     }
     if examples.is_empty() {
-        return Err(layout(
-            table,
-            "the table has no line after its header".to_string(),
-            "add a line a file",
-        ));
+        return Err(layout(table, "the table has no line after its header".to_string(), "add a line a file"));
     }
     Ok(examples)
 }
 
 fn layout(path: &Path, problem: String, cure: &'static str) -> SourceError {
-    SourceError::Dataset {
-        path: path.to_path_buf(),
-        problem,
-        cure,
-    }
+    SourceError::Dataset { path: path.to_path_buf(), problem, cure }
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -242,29 +197,11 @@ mod tests {
 
     #[test]
     fn a_folder_a_label() {
-        let root = tree(&[
-            "yes/b.wav",
-            "yes/a.FLAC",
-            "no/c.npy",
-            "no/notes.txt",
-            "no/.hidden.wav",
-            ".git/x.wav",
-            "README.md",
-        ]);
+        let root =
+            tree(&["yes/b.wav", "yes/a.FLAC", "no/c.npy", "no/notes.txt", "no/.hidden.wav", ".git/x.wav", "README.md"]);
         let set = dataset(root.path()).unwrap();
-        let found: Vec<_> = set
-            .examples
-            .iter()
-            .map(|e| (name_of(&e.path), e.label.as_str()))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                ("c.npy".to_string(), "no"),
-                ("a.FLAC".to_string(), "yes"),
-                ("b.wav".to_string(), "yes")
-            ]
-        );
+        let found: Vec<_> = set.examples.iter().map(|e| (name_of(&e.path), e.label.as_str())).collect();
+        assert_eq!(found, [("c.npy".to_string(), "no"), ("a.FLAC".to_string(), "yes"), ("b.wav".to_string(), "yes")]);
         assert_eq!(set.labels(), ["no", "yes"]);
     }
 
@@ -276,29 +213,16 @@ mod tests {
         assert!(problem(tree(&["yes/a.wav", "no/"]).path()).contains("\"no\" has no"));
         assert!(problem(tree(&["yes/a.txt"]).path()).contains("\"yes\" has no"));
         assert!(problem(tree(&["train/yes/a.wav"]).path()).contains("one deeper"));
-        assert!(matches!(
-            dataset(Path::new("/no/such/folder")),
-            Err(SourceError::Io { .. })
-        ));
+        assert!(matches!(dataset(Path::new("/no/such/folder")), Err(SourceError::Io { .. })));
     }
 
     #[test]
     fn csv_in_its_order_relative_to_itself() {
         let root = tree(&["clips/b.wav", "clips/a.wav"]);
         let table = root.path().join("set.csv");
-        fs::write(
-            &table,
-            "\u{feff}label,path,speaker\nyes, clips/b.wav ,x\n\"no, thanks\",clips/a.wav,y\n",
-        )
-        .unwrap();
+        fs::write(&table, "\u{feff}label,path,speaker\nyes, clips/b.wav ,x\n\"no, thanks\",clips/a.wav,y\n").unwrap();
         let set = dataset(&table).unwrap();
-        assert_eq!(
-            set.examples[0],
-            Example {
-                path: root.path().join("clips/b.wav"),
-                label: "yes".into()
-            }
-        );
+        assert_eq!(set.examples[0], Example { path: root.path().join("clips/b.wav"), label: "yes".into() });
         assert_eq!(set.labels(), ["no, thanks", "yes"]);
     }
 
@@ -318,10 +242,7 @@ mod tests {
         ] {
             fs::write(&table, text).unwrap();
             let error = problem(&table);
-            assert!(
-                error.contains(why) && error.contains("set.csv"),
-                "{error} does not say {why}"
-            );
+            assert!(error.contains(why) && error.contains("set.csv"), "{error} does not say {why}");
         }
         fs::write(&table, b"path,label\n\xff\xfe,x\n").unwrap();
         assert!(problem(&table).contains("set.csv"));

@@ -193,46 +193,30 @@ pub fn read(path: &Path) -> Result<Sample, SourceError> {
     if !about.is_file() {
         return Err(SourceError::Io {
             path: path.to_path_buf(),
-            source: io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "expected a file, found something else",
-            ),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "expected a file, found something else"),
         });
     }
     if about.len() == 0 {
-        return Err(SourceError::Empty {
-            path: path.to_path_buf(),
-        });
+        return Err(SourceError::Empty { path: path.to_path_buf() });
     }
     let file = File::open(path).map_err(|source| io_error(path, source))?;
     decode(format, path, BufReader::new(file), about.len())
 }
 
-fn decode(
-    format: Format,
-    path: &Path,
-    file: BufReader<File>,
-    file_bytes: u64,
-) -> Result<Sample, SourceError> {
+fn decode(format: Format, path: &Path, file: BufReader<File>, file_bytes: u64) -> Result<Sample, SourceError> {
     match format {
         #[cfg(feature = "audio-files")]
         Format::Wav => clip::read_wav(path, file, file_bytes).map(Sample::Audio),
         #[cfg(feature = "audio-files")]
         Format::Flac => clip::read_flac(path, file).map(Sample::Audio),
         #[cfg(not(feature = "audio-files"))]
-        Format::Wav | Format::Flac => Err(SourceError::FeatureOff {
-            path: path.to_path_buf(),
-            what: "sound files",
-            feature: "audio-files",
-        }),
+        Format::Wav | Format::Flac => {
+            Err(SourceError::FeatureOff { path: path.to_path_buf(), what: "sound files", feature: "audio-files" })
+        }
         #[cfg(feature = "images")]
         Format::Image => picture::read_image(path, file).map(Sample::Picture),
         #[cfg(not(feature = "images"))]
-        Format::Image => Err(SourceError::FeatureOff {
-            path: path.to_path_buf(),
-            what: "pictures",
-            feature: "images",
-        }),
+        Format::Image => Err(SourceError::FeatureOff { path: path.to_path_buf(), what: "pictures", feature: "images" }),
         Format::Npy => tensor::read_npy(path, file, file_bytes).map(Sample::Tensor),
     }
 }
@@ -248,23 +232,18 @@ enum Format {
 
 impl Format {
     fn of(path: &Path) -> Option<Self> {
-        Some(
-            match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-                "wav" => Self::Wav,
-                "flac" => Self::Flac,
-                "png" | "jpg" | "jpeg" => Self::Image,
-                "npy" => Self::Npy,
-                _ => return None,
-            },
-        )
+        Some(match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "wav" => Self::Wav,
+            "flac" => Self::Flac,
+            "png" | "jpg" | "jpeg" => Self::Image,
+            "npy" => Self::Npy,
+            _ => return None,
+        })
     }
 }
 
 fn io_error(path: &Path, source: io::Error) -> SourceError {
-    SourceError::Io {
-        path: path.to_path_buf(),
-        source,
-    }
+    SourceError::Io { path: path.to_path_buf(), source }
 }
 
 #[cfg(test)]
@@ -279,10 +258,7 @@ mod tests {
     fn unknown_extension_names_the_known_ones() {
         for (name, found) in [("a.mp3", ".mp3"), ("a", "no extension")] {
             let error = read(Path::new(name)).unwrap_err().to_string();
-            assert!(
-                error.contains(found) && error.contains(".flac") && error.contains(name),
-                "{error}"
-            );
+            assert!(error.contains(found) && error.contains(".flac") && error.contains(name), "{error}");
         }
     }
 
@@ -292,10 +268,7 @@ mod tests {
         let path = folder.path().join("a.WAV");
         assert!(matches!(read(&path).unwrap_err(), SourceError::Io { .. }));
         std::fs::write(&path, b"").unwrap();
-        assert!(matches!(
-            read(&path).unwrap_err(),
-            SourceError::Empty { .. }
-        ));
+        assert!(matches!(read(&path).unwrap_err(), SourceError::Empty { .. }));
         let path = folder.path().join("b.npy");
         std::fs::create_dir(&path).unwrap();
         assert!(matches!(read(&path).unwrap_err(), SourceError::Io { .. }));
@@ -307,12 +280,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("a.flac");
         std::fs::write(&path, b"fLaC").unwrap();
-        assert!(
-            read(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("--features audio-files")
-        );
+        assert!(read(&path).unwrap_err().to_string().contains("--features audio-files"));
     }
 
     #[cfg(not(feature = "images"))]
@@ -321,11 +289,6 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("a.jpeg");
         std::fs::write(&path, b"x").unwrap();
-        assert!(
-            read(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("--features images")
-        );
+        assert!(read(&path).unwrap_err().to_string().contains("--features images"));
     }
 }

@@ -26,13 +26,8 @@ pub fn resample(audio: &Audio, rate_hz: u32) -> Result<Audio, SourceError> {
     if audio.rate_hz == rate_hz {
         return Ok(audio.clone());
     }
-    let samples = resample_by(&audio.samples, rate_hz as usize, audio.rate_hz as usize).ok_or(
-        SourceError::TooLong {
-            samples: audio.samples.len(),
-            from_hz: audio.rate_hz,
-            to_hz: rate_hz,
-        },
-    )?;
+    let samples = resample_by(&audio.samples, rate_hz as usize, audio.rate_hz as usize)
+        .ok_or(SourceError::TooLong { samples: audio.samples.len(), from_hz: audio.rate_hz, to_hz: rate_hz })?;
     Ok(Audio { samples, rate_hz })
 }
 
@@ -44,9 +39,7 @@ pub(crate) fn resample_by(samples: &[f32], up: usize, down: usize) -> Option<Vec
     }
     let (up, down) = (up / common, down / common);
     let length = (samples.len() as u128 * up as u128 + down as u128 / 2) / down as u128;
-    let length = usize::try_from(length)
-        .ok()
-        .filter(|&length| length <= MAX_VALUES)?;
+    let length = usize::try_from(length).ok().filter(|&length| length <= MAX_VALUES)?;
     if up == down {
         return Some(samples.to_vec());
     }
@@ -100,11 +93,7 @@ impl Taps {
                 }
             }
         }
-        Self {
-            rows,
-            width,
-            before,
-        }
+        Self { rows, width, before }
     }
 
     fn at(&self, samples: &[f32], whole: usize, phase: usize) -> f32 {
@@ -123,12 +112,7 @@ impl Taps {
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (x_blocks, y_blocks) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-    let tail: f32 = x_blocks
-        .remainder()
-        .iter()
-        .zip(y_blocks.remainder())
-        .map(|(x, y)| x * y)
-        .sum();
+    let tail: f32 = x_blocks.remainder().iter().zip(y_blocks.remainder()).map(|(x, y)| x * y).sum();
     for (x, y) in x_blocks.zip(y_blocks) {
         for lane in 0..LANES {
             sums[lane] += x[lane] * y[lane];
@@ -158,14 +142,8 @@ mod tests {
     use super::*;
 
     fn sine(rate_hz: u32, samples: usize, tone_hz: f64) -> Audio {
-        let at = |n: usize| {
-            (0.5 * (2.0 * std::f64::consts::PI * tone_hz * n as f64 / f64::from(rate_hz)).sin())
-                as f32
-        };
-        Audio {
-            samples: (0..samples).map(at).collect(),
-            rate_hz,
-        }
+        let at = |n: usize| (0.5 * (2.0 * std::f64::consts::PI * tone_hz * n as f64 / f64::from(rate_hz)).sin()) as f32;
+        Audio { samples: (0..samples).map(at).collect(), rate_hz }
     }
 
     /// Kaiser's ripple at beta 5 with ten crossings is below this share of full scale.
@@ -184,18 +162,12 @@ mod tests {
         ] {
             let count = from as usize / 4 + 1;
             let out = resample(&sine(from, count, 440.0), to).unwrap();
-            assert_eq!(
-                out.samples.len(),
-                (count as f64 * f64::from(to) / f64::from(from)).round() as usize
-            );
+            assert_eq!(out.samples.len(), (count as f64 * f64::from(to) / f64::from(from)).round() as usize);
             let want = sine(to, out.samples.len(), 440.0);
             // The ends lack neighbours; ten crossings of the slower rate.
             let edge = 12 * to.max(from) as usize / from as usize + 12;
             for n in edge..out.samples.len() - edge {
-                assert!(
-                    (out.samples[n] - want.samples[n]).abs() < RIPPLE,
-                    "{from} -> {to} at {n}"
-                );
+                assert!((out.samples[n] - want.samples[n]).abs() < RIPPLE, "{from} -> {to} at {n}");
             }
         }
     }
@@ -238,8 +210,8 @@ mod tests {
                 3,
                 2,
                 &[
-                    1.000606, -1.562565, -0.9994569, 3.001819, 2.605081, -1.277204, 0.0, 4.041752,
-                    2.332606, -1.000606, 0.7563467, 2.168086,
+                    1.000606, -1.562565, -0.9994569, 3.001819, 2.605081, -1.277204, 0.0, 4.041752, 2.332606, -1.000606,
+                    0.7563467, 2.168086,
                 ],
             ),
             (160, 441, &[0.05259982, 1.027731, 1.386438]),
@@ -286,53 +258,12 @@ mod tests {
     fn same_rate_empty_and_absurd() {
         let clip = sine(16000, 100, 100.0);
         assert_eq!(resample(&clip, 16000).unwrap(), clip);
-        assert!(
-            resample(
-                &Audio {
-                    samples: vec![],
-                    rate_hz: 8000
-                },
-                16000
-            )
-            .unwrap()
-            .samples
-            .is_empty()
-        );
-        assert_eq!(
-            resample(
-                &Audio {
-                    samples: vec![0.5],
-                    rate_hz: 768_000
-                },
-                1000
-            )
-            .unwrap()
-            .samples
-            .len(),
-            0
-        );
+        assert!(resample(&Audio { samples: vec![], rate_hz: 8000 }, 16000).unwrap().samples.is_empty());
+        assert_eq!(resample(&Audio { samples: vec![0.5], rate_hz: 768_000 }, 1000).unwrap().samples.len(), 0);
+        assert!(matches!(resample(&clip, 0), Err(SourceError::Rate { rate_hz: 0 })));
+        assert!(matches!(resample(&Audio { samples: vec![], rate_hz: 999 }, 16000), Err(SourceError::Rate { .. })));
         assert!(matches!(
-            resample(&clip, 0),
-            Err(SourceError::Rate { rate_hz: 0 })
-        ));
-        assert!(matches!(
-            resample(
-                &Audio {
-                    samples: vec![],
-                    rate_hz: 999
-                },
-                16000
-            ),
-            Err(SourceError::Rate { .. })
-        ));
-        assert!(matches!(
-            resample(
-                &Audio {
-                    samples: vec![0.0; 100_000],
-                    rate_hz: 1000
-                },
-                768_000
-            ),
+            resample(&Audio { samples: vec![0.0; 100_000], rate_hz: 1000 }, 768_000),
             Err(SourceError::TooLong { .. })
         ));
         assert!(resample_by(&[1.0], 0, 1).is_none() && resample_by(&[1.0], 1, 0).is_none());

@@ -11,44 +11,24 @@ const MAX_HEADER_BYTES: usize = 10_000;
 const CURE: &str = "save it again with `numpy.save(path, array.astype('float32'))`";
 
 /// Reads one array and converts its values to f32, in row-major order.
-pub(super) fn read_npy(
-    path: &Path,
-    mut file: impl Read,
-    file_bytes: u64,
-) -> Result<Tensor, SourceError> {
-    let malformed = |problem: String| SourceError::Malformed {
-        path: path.to_path_buf(),
-        format: "npy",
-        problem,
-        cure: CURE,
-    };
+pub(super) fn read_npy(path: &Path, mut file: impl Read, file_bytes: u64) -> Result<Tensor, SourceError> {
+    let malformed =
+        |problem: String| SourceError::Malformed { path: path.to_path_buf(), format: "npy", problem, cure: CURE };
     let mut bytes = Vec::new();
     let most = MAX_VALUES as u64 * 8 + MAX_HEADER_BYTES as u64;
     if file_bytes > most {
-        return Err(SourceError::TooLarge {
-            path: path.to_path_buf(),
-            limit: MAX_VALUES,
-        });
+        return Err(SourceError::TooLarge { path: path.to_path_buf(), limit: MAX_VALUES });
     }
-    file.by_ref()
-        .take(most)
-        .read_to_end(&mut bytes)
-        .map_err(|source| io_error(path, source))?;
+    file.by_ref().take(most).read_to_end(&mut bytes).map_err(|source| io_error(path, source))?;
     let tensor = parse(&bytes).map_err(malformed)?;
     match tensor.values.iter().position(|value| !value.is_finite()) {
-        Some(index) => Err(SourceError::NotFinite {
-            path: path.to_path_buf(),
-            found: tensor.values[index],
-            index,
-        }),
+        Some(index) => Err(SourceError::NotFinite { path: path.to_path_buf(), found: tensor.values[index], index }),
         None => Ok(tensor),
     }
 }
 
 fn parse(bytes: &[u8]) -> Result<Tensor, String> {
-    let rest = bytes
-        .strip_prefix(MAGIC)
-        .ok_or("it does not begin as an npy file")?;
+    let rest = bytes.strip_prefix(MAGIC).ok_or("it does not begin as an npy file")?;
     let (header_bytes, rest) = match rest {
         [1, _, a, b, rest @ ..] => (usize::from(u16::from_le_bytes([*a, *b])), rest),
         [2 | 3, _, a, b, c, d, rest @ ..] => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest),
@@ -58,39 +38,21 @@ fn parse(bytes: &[u8]) -> Result<Tensor, String> {
         _ => return Err("the file ends inside its header".to_string()),
     };
     if header_bytes > MAX_HEADER_BYTES {
-        return Err(format!(
-            "expected a header of at most {MAX_HEADER_BYTES} bytes, found {header_bytes}"
-        ));
+        return Err(format!("expected a header of at most {MAX_HEADER_BYTES} bytes, found {header_bytes}"));
     }
-    let (header, data) = rest
-        .split_at_checked(header_bytes)
-        .ok_or("the file ends inside its header")?;
+    let (header, data) = rest.split_at_checked(header_bytes).ok_or("the file ends inside its header")?;
     let header = std::str::from_utf8(header).map_err(|_| "the header is not text")?;
-    let Header {
-        element,
-        fortran,
-        shape,
-    } = Header::parse(header)?;
+    let Header { element, fortran, shape } = Header::parse(header)?;
 
-    let count = shape
-        .iter()
-        .try_fold(1usize, |count, &length| count.checked_mul(length))
-        .filter(|&count| count <= MAX_VALUES);
     let count =
-        count.ok_or_else(|| format!("shape {shape:?} has more than {MAX_VALUES} values"))?;
+        shape.iter().try_fold(1usize, |count, &length| count.checked_mul(length)).filter(|&count| count <= MAX_VALUES);
+    let count = count.ok_or_else(|| format!("shape {shape:?} has more than {MAX_VALUES} values"))?;
     let wanted = count * element.bytes();
     if data.len() != wanted {
-        return Err(format!(
-            "shape {shape:?} takes {wanted} bytes of data, the file has {}",
-            data.len()
-        ));
+        return Err(format!("shape {shape:?} takes {wanted} bytes of data, the file has {}", data.len()));
     }
     let values = element.values(data);
-    let values = if fortran {
-        row_major(&values, &shape)
-    } else {
-        values
-    };
+    let values = if fortran { row_major(&values, &shape) } else { values };
     Ok(Tensor { shape, values })
 }
 
@@ -154,20 +116,12 @@ impl Element {
             "u4" => Type::U32,
             "i8" => Type::I64,
             _ => {
-                return Err(format!(
-                    "expected numbers of type f4, f8, i1, u1, i2, u2, i4, u4 or i8, found {descr:?}"
-                ));
+                return Err(format!("expected numbers of type f4, f8, i1, u1, i2, u2, i4, u4 or i8, found {descr:?}"));
             }
         };
         match order {
-            "<" | "|" => Ok(Self {
-                kind,
-                big_endian: false,
-            }),
-            ">" => Ok(Self {
-                kind,
-                big_endian: true,
-            }),
+            "<" | "|" => Ok(Self { kind, big_endian: false }),
+            ">" => Ok(Self { kind, big_endian: true }),
             _ => Err(format!("expected a byte order of < or >, found {descr:?}")),
         }
     }
@@ -186,18 +140,11 @@ impl Element {
             ($number:ty) => {{
                 let big_endian = self.big_endian;
                 let one = |bytes: &[u8; size_of::<$number>()]| {
-                    let number = if big_endian {
-                        <$number>::from_be_bytes(*bytes)
-                    } else {
-                        <$number>::from_le_bytes(*bytes)
-                    };
+                    let number =
+                        if big_endian { <$number>::from_be_bytes(*bytes) } else { <$number>::from_le_bytes(*bytes) };
                     number as f32
                 };
-                data.as_chunks::<{ size_of::<$number>() }>()
-                    .0
-                    .iter()
-                    .map(one)
-                    .collect()
+                data.as_chunks::<{ size_of::<$number>() }>().0.iter().map(one).collect()
             }};
         }
         match self.kind {
@@ -234,25 +181,12 @@ impl Header {
             _ => return Err("fortran_order is neither True nor False".to_string()),
         };
         let shape = value_of(text, "shape")?;
-        let shape = shape
-            .strip_prefix('(')
-            .and_then(|shape| shape.split(')').next())
-            .ok_or("the shape is no tuple")?;
-        let length = |part: &str| {
-            part.parse::<usize>()
-                .map_err(|_| format!("the shape holds {part:?}, which is no length"))
-        };
-        let shape = shape
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .map(length)
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            element: Element::parse(descr)?,
-            fortran,
-            shape,
-        })
+        let shape = shape.strip_prefix('(').and_then(|shape| shape.split(')').next()).ok_or("the shape is no tuple")?;
+        let length =
+            |part: &str| part.parse::<usize>().map_err(|_| format!("the shape holds {part:?}, which is no length"));
+        let shape =
+            shape.split(',').map(str::trim).filter(|part| !part.is_empty()).map(length).collect::<Result<_, _>>()?;
+        Ok(Self { element: Element::parse(descr)?, fortran, shape })
     }
 }
 
@@ -262,9 +196,7 @@ fn value_of<'a>(text: &'a str, key: &str) -> Result<&'a str, String> {
         .iter()
         .find_map(|key| text.split_once(key.as_str()).map(|(_, after)| after));
     let after = after.and_then(|after| after.trim_start().strip_prefix(':'));
-    after
-        .map(str::trim_start)
-        .ok_or_else(|| format!("the header names no {key}"))
+    after.map(str::trim_start).ok_or_else(|| format!("the header names no {key}"))
 }
 
 #[cfg(test)]
@@ -273,16 +205,8 @@ mod tests {
     use crate::source::{Sample, read};
 
     fn npy(descr: &str, fortran: &str, shape: &str, data: &[u8]) -> Vec<u8> {
-        let header =
-            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
-        [
-            MAGIC,
-            &[1, 0],
-            &(header.len() as u16).to_le_bytes(),
-            header.as_bytes(),
-            data,
-        ]
-        .concat()
+        let header = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+        [MAGIC, &[1, 0], &(header.len() as u16).to_le_bytes(), header.as_bytes(), data].concat()
     }
 
     fn read_bytes(bytes: &[u8]) -> Result<Tensor, SourceError> {
@@ -300,73 +224,19 @@ mod tests {
         let want = [1.0, -2.0, 3.0];
         let signed = |data: Vec<u8>, descr: &str| {
             let tensor = read_bytes(&npy(descr, "False", "(3,)", &data)).unwrap();
-            assert_eq!(
-                (tensor.shape, tensor.values),
-                (vec![3], want.to_vec()),
-                "{descr}"
-            );
+            assert_eq!((tensor.shape, tensor.values), (vec![3], want.to_vec()), "{descr}");
         };
-        signed(
-            want.iter().flat_map(|v: &f32| v.to_le_bytes()).collect(),
-            "<f4",
-        );
-        signed(
-            want.iter().flat_map(|v: &f32| v.to_be_bytes()).collect(),
-            ">f4",
-        );
-        signed(
-            want.iter()
-                .flat_map(|&v| f64::from(v).to_le_bytes())
-                .collect(),
-            "<f8",
-        );
-        signed(
-            want.iter().flat_map(|&v| (v as i8).to_le_bytes()).collect(),
-            "|i1",
-        );
-        signed(
-            want.iter()
-                .flat_map(|&v| (v as i16).to_le_bytes())
-                .collect(),
-            "<i2",
-        );
-        signed(
-            want.iter()
-                .flat_map(|&v| (v as i32).to_be_bytes())
-                .collect(),
-            ">i4",
-        );
-        signed(
-            want.iter()
-                .flat_map(|&v| (v as i64).to_le_bytes())
-                .collect(),
-            "<i8",
-        );
-        assert_eq!(
-            read_bytes(&npy("|u1", "False", "(2,)", &[0, 255]))
-                .unwrap()
-                .values,
-            [0.0, 255.0]
-        );
-        assert_eq!(
-            read_bytes(&npy("<u2", "False", "(1,)", &[255, 255]))
-                .unwrap()
-                .values,
-            [65535.0]
-        );
-        assert_eq!(
-            read_bytes(&npy("<u4", "False", "(1,)", &[0, 0, 0, 128]))
-                .unwrap()
-                .values,
-            [2_147_483_648.0]
-        );
-        assert_eq!(
-            read_bytes(&npy("|u1", "False", "()", &[7])).unwrap(),
-            Tensor {
-                shape: vec![],
-                values: vec![7.0]
-            }
-        );
+        signed(want.iter().flat_map(|v: &f32| v.to_le_bytes()).collect(), "<f4");
+        signed(want.iter().flat_map(|v: &f32| v.to_be_bytes()).collect(), ">f4");
+        signed(want.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(), "<f8");
+        signed(want.iter().flat_map(|&v| (v as i8).to_le_bytes()).collect(), "|i1");
+        signed(want.iter().flat_map(|&v| (v as i16).to_le_bytes()).collect(), "<i2");
+        signed(want.iter().flat_map(|&v| (v as i32).to_be_bytes()).collect(), ">i4");
+        signed(want.iter().flat_map(|&v| (v as i64).to_le_bytes()).collect(), "<i8");
+        assert_eq!(read_bytes(&npy("|u1", "False", "(2,)", &[0, 255])).unwrap().values, [0.0, 255.0]);
+        assert_eq!(read_bytes(&npy("<u2", "False", "(1,)", &[255, 255])).unwrap().values, [65535.0]);
+        assert_eq!(read_bytes(&npy("<u4", "False", "(1,)", &[0, 0, 0, 128])).unwrap().values, [2_147_483_648.0]);
+        assert_eq!(read_bytes(&npy("|u1", "False", "()", &[7])).unwrap(), Tensor { shape: vec![], values: vec![7.0] });
     }
 
     #[test]
@@ -382,13 +252,8 @@ mod tests {
         let path = folder.path().join("t.npy");
         let array = ndarray::Array2::from_shape_fn((3, 4), |(i, j)| (i * 4 + j) as f64);
         ndarray_npy::write_npy(&path, &array).unwrap();
-        let Sample::Tensor(tensor) = read(&path).unwrap() else {
-            panic!()
-        };
-        assert_eq!(
-            (tensor.shape.as_slice(), tensor.values.len()),
-            ([3, 4].as_slice(), 12)
-        );
+        let Sample::Tensor(tensor) = read(&path).unwrap() else { panic!() };
+        assert_eq!((tensor.shape.as_slice(), tensor.values.len()), ([3, 4].as_slice(), 12));
         assert_eq!(tensor.values[7], 7.0);
     }
 
@@ -400,10 +265,7 @@ mod tests {
             (b"\x93NUMPY\x09\0\0\0".to_vec(), "version"),
             ([MAGIC, &[2, 0, 255, 255, 255, 255]].concat(), "at most"),
             ([MAGIC, &[1, 0, 100, 0, b'{']].concat(), "ends inside"),
-            (
-                npy("<f4", "False", "(4000000000, 4000000000)", &[]),
-                "more than",
-            ),
+            (npy("<f4", "False", "(4000000000, 4000000000)", &[]), "more than"),
             (npy("<f4", "False", "(3,)", &[0; 8]), "takes 12 bytes"),
             (npy("<f4", "False", "(1,)", &[0; 8]), "takes 4 bytes"),
             (npy("<c8", "False", "(1,)", &[0; 8]), "<c8"),
@@ -414,20 +276,14 @@ mod tests {
             (npy("é", "False", "(1,)", &[0; 4]), "expected"),
         ] {
             let error = read_bytes(&bytes).unwrap_err().to_string();
-            assert!(
-                error.contains(why) && error.contains("t.npy"),
-                "{error} does not say {why}"
-            );
+            assert!(error.contains(why) && error.contains("t.npy"), "{error} does not say {why}");
         }
     }
 
     #[test]
     fn not_finite_is_an_error() {
         for bad in [f32::NAN, f32::INFINITY] {
-            let data: Vec<u8> = [1.0, bad]
-                .iter()
-                .flat_map(|v: &f32| v.to_le_bytes())
-                .collect();
+            let data: Vec<u8> = [1.0, bad].iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
             assert!(matches!(
                 read_bytes(&npy("<f4", "False", "(2,)", &data)),
                 Err(SourceError::NotFinite { index: 1, .. })

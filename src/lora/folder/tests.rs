@@ -234,6 +234,22 @@ fn read_tensors_of(dir: &Path) -> Tensors {
 }
 
 #[test]
+fn a_depthwise_layer_that_peft_would_mistake_stays_a_scale() {
+    let (mut graph, _) = example();
+    let listed = |graph: &Graph| {
+        let root = tempfile::tempdir().unwrap();
+        write_whole(root.path(), &adapter(false), graph).unwrap();
+        assert_eq!(read(root.path()).unwrap(), adapter(false));
+        let config: serde_json::Value =
+            serde_json::from_slice(&fs::read(root.path().join(ADAPTER_CONFIG)).unwrap()).unwrap();
+        config["modules_to_save"] == serde_json::json!(["dw"])
+    };
+    assert!(listed(&graph));
+    graph.values[4].name = "another_dw.weight".to_owned();
+    assert!(!listed(&graph));
+}
+
+#[test]
 fn settings_of_peft_count() {
     let mut adapter = adapter(false);
     adapter.sites.retain(|s| s.key == "net.stem" || s.key == "/fc/MatMul");

@@ -23,11 +23,12 @@ pub fn write(dir: &Path, adapter: &Adapter) -> Result<(), AdapterError> {
     write_files(dir, adapter, None)
 }
 
-/// As [`write`], and depthwise layers also as whole layers, merged from the frozen weights of `graph`, so that PEFT
-/// computes the same without accentor's bridge (where the module has a bias).
+/// As [`write()`], and depthwise layers also as whole layers, merged from the frozen weights of `graph`, so that PEFT
+/// computes the same without accentor's bridge (where the module has a bias, and where no other layer's key ends in this
+/// one's: PEFT could not tell them apart).
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_whole(dir: &Path, adapter: &Adapter, graph: &Graph) -> Result<(), AdapterError> {
     write_files(dir, adapter, Some(graph))
 }
@@ -41,7 +42,7 @@ impl Adapter {
     /// sha256 of the adapter's tensor file, in hex: what a child names as its parent.
     ///
     /// # Errors
-    /// As [`write`].
+    /// As [`write()`].
     pub fn sha256(&self) -> Result<String, AdapterError> {
         let digest = Sha256::digest(encode(self, None)?.1);
         Ok(digest.iter().map(|b| format!("{b:02x}")).collect())
@@ -82,7 +83,7 @@ fn encode(adapter: &Adapter, graph: Option<&Graph>) -> Result<(Vec<u8>, Vec<u8>)
             Delta::ScaleShift { scale, shift } => {
                 add(name("accentor_scale"), vec![scale.len()], scale.clone())?;
                 add(name("accentor_shift"), vec![shift.len()], shift.clone())?;
-                if let Some(graph) = graph {
+                if let Some(graph) = graph.filter(|g| is_unmistakable(&site.key, adapter, g)) {
                     let weight = frozen(graph, &site.initializer, dims.weight, site)?;
                     let bias = site.bias.as_ref().map(|b| frozen(graph, b, dims.outputs, site)).transpose()?;
                     let per_channel = dims.weight / dims.outputs;
@@ -136,6 +137,13 @@ fn encode(adapter: &Adapter, graph: Option<&Graph>) -> Result<(Vec<u8>, Vec<u8>)
         "accentor": record,
     });
     Ok((format!("{config:#}\n").into_bytes(), serialize(&tensors)?))
+}
+
+/// Whether `modules_to_save` can name this layer alone: PEFT takes every module whose path ends in the same letters.
+fn is_unmistakable(key: &str, adapter: &Adapter, graph: &Graph) -> bool {
+    let modules = graph.values.iter().filter_map(|v| v.name.strip_suffix(".weight"));
+    let others = modules.chain(adapter.sites.iter().map(|s| s.key.as_str()));
+    !others.filter(|o| *o != key).any(|o| o.ends_with(key))
 }
 
 /// A frozen tensor of the base.
