@@ -60,7 +60,6 @@ mod session;
 #[cfg(feature = "cli")]
 pub mod cli;
 
-
 pub use features::{Augment, FrontEnd};
 pub use lora::{Adapter, AdapterSpec};
 pub use manifest::Manifest;

@@ -52,7 +52,9 @@ pub enum ModelError {
     #[error(transparent)]
     Train(#[from] TrainError),
     /// Label count and score count differ.
-    #[error("{found} labels for {scores} scores of output `{output}`: give one label a score, in the order of the scores")]
+    #[error(
+        "{found} labels for {scores} scores of output `{output}`: give one label a score, in the order of the scores"
+    )]
     Labels {
         /// Labels given.
         found: usize,
@@ -322,10 +324,17 @@ impl Model {
     ///
     /// # Errors
     /// A file that cannot be read or does not fit the model, a label that the model lacks.
-    pub fn examples(&self, data: &Dataset, augment: &Augment, variants: usize, seed: u64) -> Result<Examples, ModelError> {
+    pub fn examples(
+        &self,
+        data: &Dataset,
+        augment: &Augment,
+        variants: usize,
+        seed: u64,
+    ) -> Result<Examples, ModelError> {
         let mut out = Examples::new(self.graph.values[self.input].len(), variants);
         for (index, example) in data.examples.iter().enumerate() {
-            let target = self.label_index(&example.label).ok_or_else(|| self.unknown_label(&example.path, &example.label))?;
+            let target =
+                self.label_index(&example.label).ok_or_else(|| self.unknown_label(&example.path, &example.label))?;
             let sample = crate::source::read(&example.path)?;
             let wrong = |source| ModelError::Sample { path: example.path.clone(), source };
             let mut inputs = self.extractor.features(&sample).map_err(wrong)?;

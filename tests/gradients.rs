@@ -40,7 +40,10 @@ impl Worst {
             ("adamw losses", self.adamw),
         ];
         // A NaN is a failure too.
-        figures.into_iter().filter(|(_, error)| !matches!(error.partial_cmp(&TOLERANCE), Some(o) if o.is_le())).map(|f| f.0)
+        figures
+            .into_iter()
+            .filter(|(_, error)| !matches!(error.partial_cmp(&TOLERANCE), Some(o) if o.is_le()))
+            .map(|f| f.0)
     }
 }
 
@@ -52,7 +55,7 @@ fn compare(recording: &Recording, threads: usize) -> Option<Worst> {
     assert!(
         matches!(
             (recording.meta.loss.as_str(), Loss::for_scores(trainer.classes(), 0.0)),
-            ("cross_entropy", Loss::CrossEntropy { .. }) | ("binary_cross_entropy", Loss::BinaryCrossEntropy { .. })
+            ("cross_entropy", Loss::CrossEntropy { .. }) | ("bce_with_logits", Loss::BinaryCrossEntropy { .. })
         ),
         "{}: {} with {} scores",
         recording.name,

@@ -153,9 +153,7 @@ impl TrainingArgs {
             },
             optimiser: match self.optimiser {
                 OptimiserName::Adamw => adamw,
-                OptimiserName::Sgd => {
-                    OptimiserKind::Sgd { momentum: self.momentum, weight_decay: self.weight_decay }
-                }
+                OptimiserName::Sgd => OptimiserKind::Sgd { momentum: self.momentum, weight_decay: self.weight_decay },
             },
             clip_norm: self.clip_norm,
             smoothing: self.label_smoothing,
@@ -223,11 +221,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let adapter = model.new_adapter(&args.adapter.spec(), args.training.seed)?;
 
     let plain = Augment::default();
-    let read = |flag: &str, path: &Option<PathBuf>, augment: &Augment, variants: usize| -> anyhow::Result<Option<Examples>> {
-        let Some(path) = path else { return Ok(None) };
-        let data = read_dataset(flag, path)?;
-        Ok(Some(model.examples(&data, augment, variants, args.training.seed).with_context(|| format!("in {flag} {}", path.display()))?))
-    };
+    let read =
+        |flag: &str, path: &Option<PathBuf>, augment: &Augment, variants: usize| -> anyhow::Result<Option<Examples>> {
+            let Some(path) = path else { return Ok(None) };
+            let data = read_dataset(flag, path)?;
+            Ok(Some(
+                model
+                    .examples(&data, augment, variants, args.training.seed)
+                    .with_context(|| format!("in {flag} {}", path.display()))?,
+            ))
+        };
     let Some(train) = read("--data", &Some(args.data.clone()), &augment, variants)? else { bail!("no data") };
     let replay = read("--replay", &args.replay, &augment, variants)?;
     let valid = read("--valid", &args.valid, &plain, 1)?;

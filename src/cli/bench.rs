@@ -95,7 +95,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         return report::json(&outcome);
     }
-    report::line(&format!("batch {batch}, {} thread(s), {} runs, random input; ms: minimum (median)", args.threads, args.steps))?;
+    report::line(&format!(
+        "batch {batch}, {} thread(s), {} runs, random input; ms: minimum (median)",
+        args.threads, args.steps
+    ))?;
     let show = |t: &Timing| format!("{:.3} ({:.3})", t.min, t.median);
     report::line(&format!("inference              {}", show(&outcome.infer_ms)))?;
     report::line(&format!("  adapter merged       {}", show(&outcome.infer_merged_ms)))?;

@@ -116,18 +116,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn accents() -> Vec<String> {
-    let mut accents: Vec<String> = FILES
-        .iter()
-        .filter_map(|(name, _)| name.strip_prefix("demo/")?.split('/').next())
-        .map(str::to_owned)
-        .collect();
+    let mut accents: Vec<String> =
+        FILES.iter().filter_map(|(name, _)| name.strip_prefix("demo/")?.split('/').next()).map(str::to_owned).collect();
     accents.dedup();
     accents
 }
 
 /// The built-in files in a folder of their own, which goes when the demo ends.
 fn unpack() -> anyhow::Result<tempfile::TempDir> {
-    let folder = tempfile::tempdir().context("cannot make a folder for the demo's clips; set TMPDIR to one with 5 MB free")?;
+    let folder =
+        tempfile::tempdir().context("cannot make a folder for the demo's clips; set TMPDIR to one with 5 MB free")?;
     for (name, bytes) in FILES {
         let path = folder.path().join(name);
         let parent = path.parent().unwrap_or(folder.path());

@@ -90,24 +90,24 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
     let spec = args.adapter.spec();
     let sites = model.sites();
     let chosen = choose(graph, &sites, &spec.sites);
-    let tensor = |id: &ValueId| TensorInfo { name: graph.values[*id].name.clone(), shape: graph.values[*id].shape.clone() };
+    let tensor =
+        |id: &ValueId| TensorInfo { name: graph.values[*id].name.clone(), shape: graph.values[*id].shape.clone() };
     let mut operators = BTreeMap::new();
     graph.nodes.iter().for_each(|n| *operators.entry(n.op_type.clone()).or_insert(0) += 1);
-    let (training, cannot_train, trainable) =
-        match model.new_adapter(&spec, 0).and_then(|a| model.trainer(a, 1)) {
-            Ok(trainer) => {
-                let (plan, prefix) = (trainer.plan(), trainer.prefix());
-                let cost = Cost {
-                    arena_bytes: trainer.arena_bytes(),
-                    saved_bytes: plan.saved_len() * 4,
-                    cached_bytes_per_clip: trainer.cached_len() * 4,
-                    prefix_multiply_adds: prefix.map_or(0, |p| p.multiply_adds()),
-                    suffix_multiply_adds: plan.multiply_adds(),
-                };
-                (Some(cost), None, trainer.parameters())
-            }
-            Err(error) => (None, Some(error.to_string()), 0),
-        };
+    let (training, cannot_train, trainable) = match model.new_adapter(&spec, 0).and_then(|a| model.trainer(a, 1)) {
+        Ok(trainer) => {
+            let (plan, prefix) = (trainer.plan(), trainer.prefix());
+            let cost = Cost {
+                arena_bytes: trainer.arena_bytes(),
+                saved_bytes: plan.saved_len() * 4,
+                cached_bytes_per_clip: trainer.cached_len() * 4,
+                prefix_multiply_adds: prefix.map_or(0, |p| p.multiply_adds()),
+                suffix_multiply_adds: plan.multiply_adds(),
+            };
+            (Some(cost), None, trainer.parameters())
+        }
+        Err(error) => (None, Some(error.to_string()), 0),
+    };
     let session = model.session(None)?;
     let inference_arena_bytes = session.arena_bytes();
     let arena_bytes = training.as_ref().map_or(inference_arena_bytes, |t| t.arena_bytes);
@@ -156,11 +156,18 @@ fn print(i: &Inspection) -> anyhow::Result<()> {
     report::line(&format!("front end {}, ending {} (the loss sits on `{}`)", i.front_end, i.ending, i.logits))?;
     let operators: Vec<String> = i.operators.iter().map(|(op, n)| format!("{op} {n}")).collect();
     report::line(&format!("operators: {}", operators.join(", ")))?;
-    report::line(&format!("{} multiply-adds a forward pass, arena {:.1} KiB", i.multiply_adds, i.inference_arena_bytes as f64 / 1024.0))?;
+    report::line(&format!(
+        "{} multiply-adds a forward pass, arena {:.1} KiB",
+        i.multiply_adds,
+        i.inference_arena_bytes as f64 / 1024.0
+    ))?;
     report::line(&format!("sites ({} of {} chosen):", i.chosen, i.sites.len()))?;
     for s in &i.sites {
         let mark = if s.chosen { '*' } else { ' ' };
-        report::line(&format!("  {mark} {:9} {:?} rank {} -> {} values   {}", s.kind, s.weight, s.rank, s.parameters, s.node))?;
+        report::line(&format!(
+            "  {mark} {:9} {:?} rank {} -> {} values   {}",
+            s.kind, s.weight, s.rank, s.parameters, s.node
+        ))?;
     }
     for n in &i.no_gradient {
         report::line(&format!("no gradient: {} ({}) runs through tract's operator", n.node, n.op))?;

@@ -10,8 +10,10 @@ use super::report;
 
 /// Write an ONNX file with the adapter merged into its weights
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  accentor merge --model models/kws-commands --adapter my-accent --out merged.onnx\n\n\
-    Every byte but the payload of the adapted weights is copied. The frozen file stays: to unmerge, use it.")]
+#[command(
+    after_help = "Example:\n  accentor merge --model models/kws-commands --adapter my-accent --out merged.onnx\n\n\
+    Every byte but the payload of the adapted weights is copied. The frozen file stays: to unmerge, use it."
+)]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,

@@ -54,8 +54,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let sample = crate::source::read(input)?;
         let features = model.features(&sample).with_context(|| input.display().to_string())?;
         let scores = session.scores(&features)?;
-        let mut labels: Vec<Scored> =
-            model.labels().iter().zip(&scores).map(|(label, score)| Scored { label: label.clone(), score: *score }).collect();
+        let mut labels: Vec<Scored> = model
+            .labels()
+            .iter()
+            .zip(&scores)
+            .map(|(label, score)| Scored { label: label.clone(), score: *score })
+            .collect();
         labels.sort_by(|a, b| b.score.total_cmp(&a.score));
         labels.truncate(args.top.max(1));
         predictions.push(Prediction { input: input.display().to_string(), labels });

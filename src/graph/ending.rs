@@ -69,7 +69,7 @@ impl Ending {
 }
 
 /// 1 / (1 + e⁻ᶻ) without overflow.
-pub fn sigmoid(z: f32) -> f32 {
+pub(crate) fn sigmoid(z: f32) -> f32 {
     if z >= 0.0 {
         1.0 / (1.0 + (-z).exp())
     } else {

@@ -52,22 +52,16 @@ impl SimdOp for Forward<'_> {
                 while c < channels {
                     let width = lanes.min(channels - c);
                     let full = width == lanes;
-                    let mut acc = if self.bias.is_empty() {
-                        ops.zero()
-                    } else {
-                        ops.load_pad(&self.bias[c..c + width]).0
-                    };
+                    let mut acc =
+                        if self.bias.is_empty() { ops.zero() } else { ops.load_pad(&self.bias[c..c + width]).0 };
                     for ky in rows.clone() {
                         let iy = g.position(0, oy, ky);
                         for kx in columns.clone() {
                             let ix = g.position(1, ox, kx);
                             let x = &self.x[(iy * g.input[1] + ix) * channels + c..][..width];
                             let w = &self.w[(ky * g.kernel[1] + kx) * channels + c..][..width];
-                            let (x, w) = if full {
-                                (ops.load(x), ops.load(w))
-                            } else {
-                                (ops.load_pad(x).0, ops.load_pad(w).0)
-                            };
+                            let (x, w) =
+                                if full { (ops.load(x), ops.load(w)) } else { (ops.load_pad(x).0, ops.load_pad(w).0) };
                             acc = ops.mul_add(x, w, acc);
                         }
                     }

@@ -233,7 +233,19 @@ mod tests {
         for start in [Start::Zero, Start::Add, Start::Bias(&bias)] {
             let c0 = values(4, m * (n + 1) + 1);
             let mut c = c0.clone();
-            let op = Gemm { start, m, n, k, a: &a[1..], a_row, a_col, b: &b[1..], b_row: n + 2, c: &mut c[1..], c_row: n + 1 };
+            let op = Gemm {
+                start,
+                m,
+                n,
+                k,
+                a: &a[1..],
+                a_row,
+                a_col,
+                b: &b[1..],
+                b_row: n + 2,
+                c: &mut c[1..],
+                c_row: n + 1,
+            };
             if m > 0 && n > 0 {
                 if generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
             }

@@ -220,17 +220,16 @@ impl Adapter {
     pub fn new(graph: &Graph, output: ValueId, sites: &[Site], spec: &AdapterSpec, rng: &mut fastrand::Rng) -> Self {
         let head = if spec.head { head_site(graph, output) } else { None };
         let mut chosen: Vec<&Site> = sites.iter().collect();
-        if let Some(head) = &head && !chosen.iter().any(|s| s.node == head.node) {
+        if let Some(head) = &head
+            && !chosen.iter().any(|s| s.node == head.node)
+        {
             chosen.push(head);
         }
         let sites = chosen
             .into_iter()
             .map(|site| {
                 let delta = if head.as_ref().is_some_and(|h| h.node == site.node) {
-                    Delta::Full {
-                        weight: constant(graph, site.weight),
-                        bias: site.bias.map(|b| constant(graph, b)),
-                    }
+                    Delta::Full { weight: constant(graph, site.weight), bias: site.bias.map(|b| constant(graph, b)) }
                 } else if site.kind == SiteKind::Depthwise {
                     Delta::ScaleShift { scale: vec![1.0; site.outputs], shift: vec![0.0; site.outputs] }
                 } else {
@@ -284,7 +283,7 @@ impl AdapterSite {
 }
 
 /// The last dense layer before `output`: what `--head` trains.
-pub fn head_site(graph: &Graph, output: ValueId) -> Option<Site> {
+pub(super) fn head_site(graph: &Graph, output: ValueId) -> Option<Site> {
     graph.sites(output).into_iter().rfind(|s| s.kind == SiteKind::Dense)
 }
 

@@ -51,7 +51,13 @@ pub struct SiteWeights {
 impl SiteStep {
     /// `frozen.w` is in the layout of [`crate::ops::conv`], or `[taps, channels]` where `depthwise`; it already carries
     /// `weight_scale` (alpha of a Gemm), which the adapter's delta gets too.
-    pub fn new(conv: Conv, depthwise: bool, frozen: Arc<ConvWeights>, weight_scale: f32, adaptation: Adaptation) -> Self {
+    pub fn new(
+        conv: Conv,
+        depthwise: bool,
+        frozen: Arc<ConvWeights>,
+        weight_scale: f32,
+        adaptation: Adaptation,
+    ) -> Self {
         let plain = Conv { activation: Activation::None, ..conv.clone() };
         Self { conv, plain, depthwise, frozen, weight_scale, adaptation }
     }
@@ -196,7 +202,9 @@ impl SiteStep {
             Adaptation::ScaleShift => {
                 let (scale, shift) = params.split_at(g.output_channels);
                 if self.depthwise {
-                    for (row, frozen) in out.weights.w.chunks_exact_mut(scale.len()).zip(self.frozen.w.chunks_exact(scale.len())) {
+                    for (row, frozen) in
+                        out.weights.w.chunks_exact_mut(scale.len()).zip(self.frozen.w.chunks_exact(scale.len()))
+                    {
                         row.iter_mut().zip(frozen).zip(scale).for_each(|((w, f), s)| *w = f * s);
                     }
                 } else {

@@ -28,14 +28,7 @@ pub(super) struct Converter<'a> {
 
 impl<'a> Converter<'a> {
     pub(super) fn new(facts: &'a Facts<'a>, opset: i64, proto: &'a ModelProto) -> Self {
-        Self {
-            facts,
-            opset,
-            proto,
-            graph: Graph::default(),
-            names: Names::new(),
-            constants: HashMap::new(),
-        }
+        Self { facts, opset, proto, graph: Graph::default(), names: Names::new(), constants: HashMap::new() }
     }
 
     pub(super) fn finish(self) -> Graph {
@@ -59,7 +52,11 @@ impl<'a> Converter<'a> {
     }
 
     fn add_value(&mut self, name: &str, stored: bool) -> Result<ValueId, OnnxError> {
-        let unknown = || OnnxError::Analysis(format!("shape or type of tensor `{name}` stays unknown; fix the input shape in model.toml"));
+        let unknown = || {
+            OnnxError::Analysis(format!(
+                "shape or type of tensor `{name}` stays unknown; fix the input shape in model.toml"
+            ))
+        };
         let (shape, dt, constant) = self.facts.of(name).ok_or_else(unknown)?;
         // A string or other non-numeric constant has no f32 form; it stays an activation that nothing reads.
         self.graph.values.push(value(name, shape, dt, constant.as_deref(), stored));
@@ -90,7 +87,13 @@ impl<'a> Converter<'a> {
                 Ok(id) => outputs.push(id),
                 // An unused second output (a dropout mask) may stay unknown.
                 Err(_) if !outputs.is_empty() => break,
-                Err(e) => return Err(if self.known(node) { e } else { self.error(node, "the loader does not know this operator") }),
+                Err(e) => {
+                    return Err(if self.known(node) {
+                        e
+                    } else {
+                        self.error(node, "the loader does not know this operator")
+                    });
+                }
             }
         }
         let inputs: Vec<Option<ValueId>> = node.input.iter().map(|i| self.names.get(i).copied()).collect();
@@ -127,9 +130,18 @@ impl<'a> Converter<'a> {
         tract_onnx::onnx().op_register.0.contains_key(&node.op_type)
     }
 
-    fn foreign(&mut self, node: &NodeProto, name: String, inputs: &[Option<ValueId>], outputs: Vec<ValueId>) -> Result<(), OnnxError> {
+    fn foreign(
+        &mut self,
+        node: &NodeProto,
+        name: String,
+        inputs: &[Option<ValueId>],
+        outputs: Vec<ValueId>,
+    ) -> Result<(), OnnxError> {
         if Attributes(node).has_graph() {
-            return Err(self.error(node, "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow"));
+            return Err(self.error(
+                node,
+                "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow",
+            ));
         }
         let mut activations = Vec::new();
         let mut constants = Vec::new();
@@ -154,7 +166,13 @@ impl<'a> Converter<'a> {
     }
 
     fn push(&mut self, node: &NodeProto, name: &str, op: Op, inputs: Vec<ValueId>, output: ValueId) {
-        self.graph.nodes.push(Node { name: name.into(), op_type: node.op_type.clone(), op, inputs, outputs: vec![output] });
+        self.graph.nodes.push(Node {
+            name: name.into(),
+            op_type: node.op_type.clone(),
+            op,
+            inputs,
+            outputs: vec![output],
+        });
     }
 
     fn shape(&self, value: ValueId) -> Vec<usize> {
@@ -170,7 +188,13 @@ impl<'a> Converter<'a> {
     }
 
     /// Lowers a node of the standard domain; false if it must run through tract.
-    fn lower(&mut self, node: &NodeProto, name: &str, inputs: &[Option<ValueId>], outputs: &[ValueId]) -> Result<bool, OnnxError> {
+    fn lower(
+        &mut self,
+        node: &NodeProto,
+        name: &str,
+        inputs: &[Option<ValueId>],
+        outputs: &[ValueId],
+    ) -> Result<bool, OnnxError> {
         let attributes = Attributes(node);
         let y = outputs[0];
         let input = |i: usize| inputs.get(i).copied().flatten();
@@ -189,7 +213,10 @@ impl<'a> Converter<'a> {
                 let groups = attributes.int("group").unwrap_or(1).max(1) as usize;
                 let fits = weight[0] % groups == 0 && weight[1] * groups == x_shape[1];
                 if !fits {
-                    return Err(self.error(node, format!("weight {weight:?} with {groups} groups does not fit input {x_shape:?}")));
+                    return Err(self.error(
+                        node,
+                        format!("weight {weight:?} with {groups} groups does not fit input {x_shape:?}"),
+                    ));
                 }
                 Op::Conv(self.window(node, &kernel, &x_shape, &self.shape(y))?, groups)
             }
@@ -217,7 +244,10 @@ impl<'a> Converter<'a> {
             "BatchNormalization" => {
                 let constant = present.len() == 5 && present[1..].iter().all(|i| self.graph.is_constant(*i));
                 if !constant || attributes.int("training_mode").unwrap_or(0) != 0 {
-                    return Err(self.error(node, "only inference with constant statistics is supported; export the model in evaluation mode"));
+                    return Err(self.error(
+                        node,
+                        "only inference with constant statistics is supported; export the model in evaluation mode",
+                    ));
                 }
                 Op::BatchNormalization { epsilon: attributes.float("epsilon").unwrap_or(1e-5) }
             }
@@ -236,7 +266,8 @@ impl<'a> Converter<'a> {
                     Some(id) => self.scalar(Some(id)),
                     None => Some(attributes.float(attribute).unwrap_or(open)),
                 };
-                let (Some(min), Some(max)) = (bound(1, "min", f32::NEG_INFINITY), bound(2, "max", f32::INFINITY)) else {
+                let (Some(min), Some(max)) = (bound(1, "min", f32::NEG_INFINITY), bound(2, "max", f32::INFINITY))
+                else {
                     return Ok(false);
                 };
                 unary(UnaryKind::Clip { min, max })
@@ -245,7 +276,8 @@ impl<'a> Converter<'a> {
                 if outputs.len() > 1 || !(3..=4).contains(&rank) {
                     return Ok(false);
                 }
-                let kernel: Vec<usize> = attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(|k| *k as usize).collect();
+                let kernel: Vec<usize> =
+                    attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(|k| *k as usize).collect();
                 let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
                 match node.op_type.as_str() {
                     "MaxPool" => Op::MaxPool(window),
@@ -299,7 +331,8 @@ impl<'a> Converter<'a> {
                 None => return Ok(false),
             },
             "Split" => {
-                let at = axis(attributes.int("axis").unwrap_or(0), rank).ok_or_else(|| self.error(node, "its axis is out of range"))?;
+                let at = axis(attributes.int("axis").unwrap_or(0), rank)
+                    .ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 let mut start = 0;
                 for (part, output) in outputs.iter().enumerate() {
                     let mut starts = vec![0; rank];
@@ -312,7 +345,8 @@ impl<'a> Converter<'a> {
             }
             "Gather" => {
                 // One index along an axis is a slice.
-                let at = axis(attributes.int("axis").unwrap_or(0), rank).ok_or_else(|| self.error(node, "its axis is out of range"))?;
+                let at = axis(attributes.int("axis").unwrap_or(0), rank)
+                    .ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 let indices = self.ints(input(1)).filter(|i| i.len() == 1);
                 let Some(index) = indices.and_then(|i| axis(i[0], x_shape[at])) else { return Ok(false) };
                 let mut starts = vec![0; rank];
@@ -385,8 +419,18 @@ impl<'a> Converter<'a> {
         };
         let (stride, dilation) = (list("strides", 1), list("dilations", 1));
         let pads = attributes.ints("pads").filter(|p| !p.is_empty()).map_or(vec![0; 2 * n], <[i64]>::to_vec);
-        if kernel.len() != n || stride.len() != n || dilation.len() != n || pads.len() != 2 * n || pads.iter().any(|p| *p < 0) {
-            return Err(self.error(node, format!("kernel {kernel:?}, strides {stride:?}, dilations {dilation:?}, pads {pads:?} do not fit {x:?}")));
+        if kernel.len() != n
+            || stride.len() != n
+            || dilation.len() != n
+            || pads.len() != 2 * n
+            || pads.iter().any(|p| *p < 0)
+        {
+            return Err(self.error(
+                node,
+                format!(
+                    "kernel {kernel:?}, strides {stride:?}, dilations {dilation:?}, pads {pads:?} do not fit {x:?}"
+                ),
+            ));
         }
         if kernel.iter().chain(&stride).chain(&dilation).any(|v| *v == 0) {
             return Err(self.error(node, "kernel, strides and dilations must be at least 1"));
@@ -414,7 +458,13 @@ impl<'a> Converter<'a> {
         })
     }
 
-    fn slice(&self, node: &NodeProto, attributes: &Attributes, inputs: &[Option<ValueId>], shape: &[usize]) -> Result<Option<Op>, OnnxError> {
+    fn slice(
+        &self,
+        node: &NodeProto,
+        attributes: &Attributes,
+        inputs: &[Option<ValueId>],
+        shape: &[usize],
+    ) -> Result<Option<Op>, OnnxError> {
         let rank = shape.len();
         let input = |i: usize| inputs.get(i).copied().flatten();
         let (starts, axes, steps) = if self.opset < 10 {
@@ -433,8 +483,14 @@ impl<'a> Converter<'a> {
             None => (0..starts.len()).collect(),
         };
         let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
-        if axes.len() != starts.len() || steps.len() != starts.len() || steps.contains(&0) || axes.iter().any(|a| *a >= rank) {
-            return Err(self.error(node, format!("starts {starts:?}, axes {axes:?} and steps {steps:?} do not fit {shape:?}")));
+        if axes.len() != starts.len()
+            || steps.len() != starts.len()
+            || steps.contains(&0)
+            || axes.iter().any(|a| *a >= rank)
+        {
+            return Err(
+                self.error(node, format!("starts {starts:?}, axes {axes:?} and steps {steps:?} do not fit {shape:?}"))
+            );
         }
         let (mut first, mut step) = (vec![0usize; rank], vec![1isize; rank]);
         for ((start, axis), by) in starts.iter().zip(&axes).zip(&steps) {
@@ -447,7 +503,13 @@ impl<'a> Converter<'a> {
         Ok(Some(Op::Slice(first, step)))
     }
 
-    fn pad(&self, node: &NodeProto, attributes: &Attributes, inputs: &[Option<ValueId>], rank: usize) -> Result<Option<Op>, OnnxError> {
+    fn pad(
+        &self,
+        node: &NodeProto,
+        attributes: &Attributes,
+        inputs: &[Option<ValueId>],
+        rank: usize,
+    ) -> Result<Option<Op>, OnnxError> {
         let input = |i: usize| inputs.get(i).copied().flatten();
         let (pads, fill) = if self.opset < 11 {
             let pads = attributes.ints("pads").or(attributes.ints("paddings")).map(<[i64]>::to_vec);

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
+use tract_onnx::pb::{
+    GraphProto, ModelProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
+};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::Tensor;
 
@@ -36,7 +38,11 @@ impl TractNode {
                 shape: Some(TensorShapeProto { dim: shape.iter().map(dim).collect() }),
             };
             let value = Some(type_proto::Value::TensorType(tensor));
-            ValueInfoProto { name: name.into(), r#type: Some(TypeProto { value, ..Default::default() }), ..Default::default() }
+            ValueInfoProto {
+                name: name.into(),
+                r#type: Some(TypeProto { value, ..Default::default() }),
+                ..Default::default()
+            }
         };
         let mut all: Vec<ValueInfoProto> = inputs.iter().map(|(n, s, d)| declared(n, s, *d)).collect();
         all.extend(constants.iter().map(|(n, t)| declared(n, t.shape(), t.datum_type())));
@@ -46,7 +52,12 @@ impl TractNode {
             output: node.output.iter().filter(|o| !o.is_empty()).map(|o| info(o)).collect(),
             ..Default::default()
         };
-        let single = ModelProto { graph: Some(graph), opset_import: proto.opset_import.clone(), ir_version: proto.ir_version, ..Default::default() };
+        let single = ModelProto {
+            graph: Some(graph),
+            opset_import: proto.opset_import.clone(),
+            ir_version: proto.ir_version,
+            ..Default::default()
+        };
         let plan = || -> TractResult<Arc<TypedRunnableModel>> {
             let mut model = tract_onnx::onnx().with_ignore_output_types(true).model_for_proto_model(&single)?;
             for (index, (_, shape, dt)) in inputs.iter().enumerate() {

@@ -50,7 +50,8 @@ pub fn load_bytes(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) ->
 }
 
 fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Result<Graph, OnnxError> {
-    let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true).with_ignore_value_info(true);
+    let onnx =
+        tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true).with_ignore_value_info(true);
     let mut proto = onnx.proto_model_for_read(&mut &bytes[..]).map_err(|e| OnnxError::Malformed(brief(&e)))?;
     let input = prepare(&mut proto, options)?;
     let empty = GraphProto::default();
@@ -66,7 +67,8 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     let mut model = parsed.model;
     model.analyse(false).map_err(|e| OnnxError::Analysis(brief(&e)))?;
     let facts = Facts { model: &model, outlets: &parsed.outlets_by_name };
-    let opset = proto.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx").map_or(1, |o| o.version);
+    let opset =
+        proto.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx").map_or(1, |o| o.version);
 
     let mut converter = Converter::new(&facts, opset, &proto);
     converter.run(file, &input)?;
@@ -162,9 +164,13 @@ fn check_external(graph: &GraphProto, folder: Option<&Path>) -> Result<(), OnnxE
         let wrong = |reason: String| OnnxError::ExternalData { tensor: tensor.name.clone(), reason };
         let location = tensor.external_data.iter().find(|e| e.key == "location").map(|e| e.value.as_str());
         let location = location.ok_or_else(|| wrong("no location is given".into()))?;
-        let plain = Path::new(location).components().all(|c| matches!(c, std::path::Component::Normal(_) | std::path::Component::CurDir));
+        let plain = Path::new(location)
+            .components()
+            .all(|c| matches!(c, std::path::Component::Normal(_) | std::path::Component::CurDir));
         if !plain {
-            return Err(wrong(format!("`{location}` lies outside the model's folder; put the file beside the model and name it there")));
+            return Err(wrong(format!(
+                "`{location}` lies outside the model's folder; put the file beside the model and name it there"
+            )));
         }
         let folder = folder.ok_or_else(|| wrong("the model was read from memory".into()))?;
         if !folder.join(location).is_file() {
@@ -191,7 +197,10 @@ fn check_order(graph: &GraphProto) -> Result<(), OnnxError> {
     known.extend(graph.input.iter().map(|i| i.name.as_str()));
     for node in &graph.node {
         if let Some(name) = node.input.iter().find(|i| !i.is_empty() && !known.contains(i.as_str())) {
-            let what = format!("node `{}` ({}) reads `{name}` before anything gives it: nodes out of order, or a cycle", node.name, node.op_type);
+            let what = format!(
+                "node `{}` ({}) reads `{name}` before anything gives it: nodes out of order, or a cycle",
+                node.name, node.op_type
+            );
             return Err(OnnxError::Malformed(what));
         }
         for output in node.output.iter().filter(|o| !o.is_empty()) {

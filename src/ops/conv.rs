@@ -122,7 +122,19 @@ impl Conv {
             if g.is_pointwise() {
                 let y = &mut y[group * outputs..];
                 let x = &x[group * inputs..];
-                gemm_from(start, g.positions(), outputs, patch, x, g.input_channels, 1, w, outputs, y, g.output_channels);
+                gemm_from(
+                    start,
+                    g.positions(),
+                    outputs,
+                    patch,
+                    x,
+                    g.input_channels,
+                    1,
+                    w,
+                    outputs,
+                    y,
+                    g.output_channels,
+                );
                 continue;
             }
             for range in chunks(g.positions(), self.chunk()) {
@@ -341,7 +353,8 @@ mod tests {
                                 continue;
                             }
                             for c in 0..inputs {
-                                let at = (iy as usize * g.input[1] + ix as usize) * g.input_channels + group * inputs + c;
+                                let at =
+                                    (iy as usize * g.input[1] + ix as usize) * g.input_channels + group * inputs + c;
                                 let k = (ky * g.kernel[1] + kx) * inputs + c;
                                 sum += x[at] * w[(group * patch + k) * outputs + o % outputs];
                             }
@@ -405,7 +418,12 @@ mod tests {
     fn close(got: &[f32], want: &[f64], what: &str) {
         let difference: f64 = got.iter().zip(want).map(|(g, w)| (*g as f64 - w).powi(2)).sum();
         let norm: f64 = want.iter().map(|w| w * w).sum();
-        assert!(norm > 0.0 && difference.sqrt() <= RELATIVE * norm.sqrt(), "{what}: {} of {}", difference.sqrt(), norm.sqrt());
+        assert!(
+            norm > 0.0 && difference.sqrt() <= RELATIVE * norm.sqrt(),
+            "{what}: {} of {}",
+            difference.sqrt(),
+            norm.sqrt()
+        );
     }
 
     #[test]

@@ -111,7 +111,8 @@ mod tests {
                     pads_begin: pads,
                     groups: channels,
                 };
-                let weights = ConvWeights { w: values(kernel[0] * kernel[1] * channels), wt: vec![], bias: values(channels) };
+                let weights =
+                    ConvWeights { w: values(kernel[0] * kernel[1] * channels), wt: vec![], bias: values(channels) };
                 let w: Vec<f64> = weights.w.iter().map(|v| *v as f64).collect();
                 let bias: Vec<f64> = weights.bias.iter().map(|v| *v as f64).collect();
                 let op = FrozenDepthwise {

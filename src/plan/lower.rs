@@ -124,13 +124,25 @@ impl<'a> Lowering<'a> {
         let v = &self.graph.values[value];
         let Some(constant) = &v.constant else {
             let node = self.graph.producer(value).map(|id| &self.graph.nodes[id]);
-            let (node, op) = node.map_or((v.name.clone(), String::from("input")), |n| (n.name.clone(), n.op_type.clone()));
-            return Err(PlanError::Unsupported { node, op, what: "its output is not computed before it is read".into() });
+            let (node, op) =
+                node.map_or((v.name.clone(), String::from("input")), |n| (n.name.clone(), n.op_type.clone()));
+            return Err(PlanError::Unsupported {
+                node,
+                op,
+                what: "its output is not computed before it is read".into(),
+            });
         };
         let op = Constant::new(constant.clone());
         let slot = self.slot(v.len());
         let (node, op_type) = (v.name.clone(), String::from("Constant"));
-        self.steps.push(Step { node, op_type, kind: StepKind::Op(Arc::new(op)), x: vec![], y: vec![slot], multiply_adds: 0 });
+        self.steps.push(Step {
+            node,
+            op_type,
+            kind: StepKind::Op(Arc::new(op)),
+            x: vec![],
+            y: vec![slot],
+            multiply_adds: 0,
+        });
         let placed = Placed { slot, order: row_major(v.shape.len()) };
         self.placed[value] = Some(placed.clone());
         Ok(placed)
@@ -222,7 +234,9 @@ impl<'a> Lowering<'a> {
                     output: g.output,
                 };
                 let slot = match &node.op {
-                    Op::AveragePool(_, counted) => self.op(node, AveragePool::new(pool, *counted, window.pads_end), vec![x]),
+                    Op::AveragePool(_, counted) => {
+                        self.op(node, AveragePool::new(pool, *counted, window.pads_end), vec![x])
+                    }
                     _ => self.op(node, MaxPool::new(pool), vec![x]),
                 };
                 self.place(node.outputs[0], slot, order);
@@ -324,7 +338,14 @@ impl<'a> Lowering<'a> {
                     y.push(slot);
                 }
                 let (name, op_type) = (node.name.clone(), node.op_type.clone());
-                self.steps.push(Step { node: name, op_type, kind: StepKind::Foreign(foreign.clone()), x, y, multiply_adds: 0 });
+                self.steps.push(Step {
+                    node: name,
+                    op_type,
+                    kind: StepKind::Foreign(foreign.clone()),
+                    x,
+                    y,
+                    multiply_adds: 0,
+                });
                 Ok(())
             }
         }
@@ -337,7 +358,9 @@ impl<'a> Lowering<'a> {
             return Err(self.unsupported(node, format!("expected [1, c, w] or [1, c, h, w], found {x:?} -> {y:?}")));
         }
         if x[0] != 1 || y[0] != 1 {
-            return Err(self.unsupported(node, format!("a batch of {} inside the network is not supported, found {x:?}", x[0])));
+            return Err(
+                self.unsupported(node, format!("a batch of {} inside the network is not supported, found {x:?}", x[0]))
+            );
         }
         let plane = |shape: &[usize]| if shape.len() == 3 { [1, shape[2]] } else { [shape[2], shape[3]] };
         Ok(ConvGeometry {
@@ -354,7 +377,8 @@ impl<'a> Lowering<'a> {
     }
 
     fn batch_norm(&self, node: &Node, epsilon: f32) -> Result<(Vec<f32>, Vec<f32>), PlanError> {
-        let constants: Vec<_> = node.inputs[1..].iter().filter_map(|i| self.graph.values[*i].constant.as_deref()).collect();
+        let constants: Vec<_> =
+            node.inputs[1..].iter().filter_map(|i| self.graph.values[*i].constant.as_deref()).collect();
         match constants[..] {
             [gamma, beta, mean, variance] => Ok(fold(gamma, beta, mean, variance, epsilon)),
             _ => Err(self.unsupported(node, "scale, bias, mean and variance must be constants")),
@@ -565,7 +589,8 @@ impl<'a> Lowering<'a> {
         }
         let (mut c, c_sizes) = self.want_broadcast(c, order)?;
         if beta != 1.0 {
-            let op = Binary::with_constant(BinaryKind::Mul, &c_sizes, vec![beta].into(), &vec![1; c_sizes.len()], false);
+            let op =
+                Binary::with_constant(BinaryKind::Mul, &c_sizes, vec![beta].into(), &vec![1; c_sizes.len()], false);
             c = self.op(node, op, vec![c]);
         }
         Ok(self.op(node, Binary::new(BinaryKind::Add, &sizes, &c_sizes), vec![product, c]))
@@ -659,9 +684,5 @@ fn leading_ones(shape: &[usize], rank: usize) -> Vec<usize> {
 
 /// `order` of a value after `axes` are taken out.
 fn without(order: &[usize], axes: &[usize]) -> Order {
-    order
-        .iter()
-        .filter(|d| !axes.contains(d))
-        .map(|d| d - axes.iter().filter(|a| *a < d).count())
-        .collect()
+    order.iter().filter(|d| !axes.contains(d)).map(|d| d - axes.iter().filter(|a| *a < d).count()).collect()
 }

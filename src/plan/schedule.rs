@@ -252,11 +252,8 @@ impl<'a> Builder<'a> {
         let backward_at = |i: usize| loss_at + 1 + (count - 1 - i);
         let adapted = program.adapted_slots();
         let slots = program.slots.len();
-        let back: Vec<bool> = self
-            .steps
-            .iter()
-            .map(|s| self.training && program.steps[*s].y.iter().any(|y| adapted[*y]))
-            .collect();
+        let back: Vec<bool> =
+            self.steps.iter().map(|s| self.training && program.steps[*s].y.iter().any(|y| adapted[*y])).collect();
         if self.training && !back.iter().any(|b| *b) {
             return Err(PlanError::NoSite);
         }
@@ -336,9 +333,8 @@ impl<'a> Builder<'a> {
         }
 
         let mut saved_len: usize = 0;
-        let value: Vec<Option<usize>> = (0..slots)
-            .map(|s| life[s].map(|(first, last)| self.buffer(program.slots[s], first, last)))
-            .collect();
+        let value: Vec<Option<usize>> =
+            (0..slots).map(|s| life[s].map(|(first, last)| self.buffer(program.slots[s], first, last))).collect();
         let gradient: Vec<Option<usize>> = (0..slots)
             .map(|s| gradient_life[s].map(|(first, last)| self.buffer(program.slots[s], first, last)))
             .collect();
@@ -355,10 +351,16 @@ impl<'a> Builder<'a> {
             saved_len += keeps.saved;
             extra.push((saved, forward, backward));
         }
-        saved_len += (0..slots).filter(|s| life[*s].is_some_and(|(_, last)| last > loss_at)).map(|s| program.slots[s]).sum::<usize>();
+        saved_len += (0..slots)
+            .filter(|s| life[*s].is_some_and(|(_, last)| last > loss_at))
+            .map(|s| program.slots[s])
+            .sum::<usize>();
 
         let (offsets, arena_len) = place(&self.buffers);
-        let region = |buffer: usize| Region { offset: if self.buffers[buffer].len == 0 { 0 } else { offsets[buffer] }, len: self.buffers[buffer].len };
+        let region = |buffer: usize| Region {
+            offset: if self.buffers[buffer].len == 0 { 0 } else { offsets[buffer] },
+            len: self.buffers[buffer].len,
+        };
         let of = |slot: SlotId| value[slot].map(region).unwrap_or_default();
         let gradient_of = |slot: SlotId| gradient[slot].map(region).unwrap_or_default();
 

@@ -40,7 +40,11 @@ impl Evaluation {
         let per_class = labels
             .iter()
             .enumerate()
-            .map(|(c, label)| ClassCount { label: label.clone(), samples: confusion[c].iter().sum(), correct: confusion[c][c] })
+            .map(|(c, label)| ClassCount {
+                label: label.clone(),
+                samples: confusion[c].iter().sum(),
+                correct: confusion[c][c],
+            })
             .filter(|c| c.samples > 0)
             .collect();
         let correct = (0..labels.len()).map(|c| confusion[c][c]).sum();

@@ -155,7 +155,8 @@ impl Trainer {
         let mut report = FitReport::default();
         let mut best: Option<(f64, Vec<f32>)> = None;
         let mut since_best = 0;
-        let mut progress = Progress { epoch: 1, epochs: config.epochs, step: 0, steps, loss: 0.0, valid_accuracy: None };
+        let mut progress =
+            Progress { epoch: 1, epochs: config.epochs, step: 0, steps, loss: 0.0, valid_accuracy: None };
 
         for epoch in 0..config.epochs {
             // (from replay, index, variant), shuffled anew each epoch.

@@ -115,7 +115,10 @@ mod tests {
             check(&Loss::CrossEntropy { smoothing }, &logits, 1, &|z| {
                 let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
                 let smooth = smoothing as f64;
-                z.iter().enumerate().map(|(k, z)| -(smooth / 4.0 + if k == 1 { 1.0 - smooth } else { 0.0 }) * (z - log_sum)).sum()
+                z.iter()
+                    .enumerate()
+                    .map(|(k, z)| -(smooth / 4.0 + if k == 1 { 1.0 - smooth } else { 0.0 }) * (z - log_sum))
+                    .sum()
             });
         }
         for (z, target) in [(0.4, 1), (-3.0, 1), (2.0, 0)] {

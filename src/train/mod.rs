@@ -48,7 +48,9 @@ pub enum TrainError {
     #[error("no examples to train on")]
     Empty,
     /// One class only teaches the model to say that class always.
-    #[error("all {count} examples have the label `{label}`: add other labels, or clips of the other words with --replay")]
+    #[error(
+        "all {count} examples have the label `{label}`: add other labels, or clips of the other words with --replay"
+    )]
     OneClass {
         /// The label.
         label: String,

@@ -29,7 +29,8 @@ impl Schedule {
     /// Factor for `step` (from 0) of `steps`.
     pub fn factor(self, step: usize, steps: usize) -> f32 {
         let at = step as f32 / steps.saturating_sub(1).max(1) as f32;
-        let cosine = |from: f32, to: f32, share: f32| to + (from - to) * (1.0 + (std::f32::consts::PI * share).cos()) / 2.0;
+        let cosine =
+            |from: f32, to: f32, share: f32| to + (from - to) * (1.0 + (std::f32::consts::PI * share).cos()) / 2.0;
         match self {
             Schedule::Constant => 1.0,
             Schedule::Cosine { warmup } if at < warmup => (step + 1) as f32 / (warmup * steps as f32).max(1.0),

@@ -59,7 +59,8 @@ impl Trainer {
         sites: Vec<Site>,
         threads: usize,
     ) -> Result<Self, TrainError> {
-        let adapted: Vec<_> = sites.iter().zip(&adapter.sites).map(|(s, a)| (s.clone(), a.delta.adaptation())).collect();
+        let adapted: Vec<_> =
+            sites.iter().zip(&adapter.sites).map(|(s, a)| (s.clone(), a.delta.adaptation())).collect();
         let program = Program::new(graph, input, ending.logits, &adapted)?;
         let boundary = program.boundary();
         let plan = Plan::new(&program, &boundary, &[program.output], true)?;

@@ -232,8 +232,7 @@ impl Recording {
             }
             Recorded::AdamW => {
                 let [beta1, beta2] = adamw.betas;
-                let kind =
-                    OptimiserKind::AdamW { beta1, beta2, epsilon: adamw.eps, weight_decay: adamw.weight_decay };
+                let kind = OptimiserKind::AdamW { beta1, beta2, epsilon: adamw.eps, weight_decay: adamw.weight_decay };
                 (kind, adamw.lr, self.tensor("adamw.losses"))
             }
         }
