@@ -337,22 +337,42 @@ impl Model {
                 self.label_index(&example.label).ok_or_else(|| self.unknown_label(&example.path, &example.label))?;
             let sample = crate::source::read(&example.path)?;
             let wrong = |source| ModelError::Sample { path: example.path.clone(), source };
-            let mut inputs = self.extractor.features(&sample).map_err(wrong)?;
             let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64);
-            for _ in 1..variants {
-                inputs.extend(self.extractor.augmented(&sample, augment, &mut rng).map_err(wrong)?);
-            }
+            let inputs = self.inputs(&sample, augment, variants, &mut rng).map_err(wrong)?;
             out.push(&inputs, target)?;
         }
         Ok(out)
     }
 
-    /// The model input of one sample.
+    /// The model input of one sample. A tensor that has the shape of the input already is taken as it is, whatever the
+    /// front end.
     ///
     /// # Errors
     /// A sample that does not fit the front end.
     pub fn features(&self, sample: &Sample) -> Result<Vec<f32>, ModelError> {
-        Ok(self.extractor.features(sample)?)
+        Ok(self.inputs(sample, &Augment::default(), 1, &mut fastrand::Rng::with_seed(0))?)
+    }
+
+    /// The inputs of one sample: as it is, and `variants - 1` augmented.
+    fn inputs(
+        &self,
+        sample: &Sample,
+        augment: &Augment,
+        variants: usize,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Vec<f32>, FeatureError> {
+        let shape = &self.graph.values[self.input].shape;
+        if let Sample::Tensor(tensor) = sample
+            && self.kind != "tensor"
+            && (tensor.shape == *shape || shape.first() == Some(&1) && tensor.shape == shape[1..])
+        {
+            return Ok(tensor.values.repeat(variants));
+        }
+        let mut inputs = self.extractor.features(sample)?;
+        for _ in 1..variants {
+            inputs.extend(self.extractor.augmented(sample, augment, rng)?);
+        }
+        Ok(inputs)
     }
 
     fn unknown_label(&self, path: &Path, label: &str) -> ModelError {

@@ -157,8 +157,7 @@ impl SiteStep {
 
     /// Room for the weights of a step.
     pub fn weights(&self) -> SiteWeights {
-        let mut out = SiteWeights::default();
-        out.weights = (*self.frozen).clone();
+        let mut out = SiteWeights { weights: (*self.frozen).clone(), ..SiteWeights::default() };
         if !self.depthwise {
             out.weights.wt.resize(self.frozen.w.len(), 0.0);
         }

@@ -211,7 +211,7 @@ impl<'a> Converter<'a> {
                 }
                 let kernel: Vec<usize> = weight[2..].to_vec();
                 let groups = attributes.int("group").unwrap_or(1).max(1) as usize;
-                let fits = weight[0] % groups == 0 && weight[1] * groups == x_shape[1];
+                let fits = weight[0].is_multiple_of(groups) && weight[1] * groups == x_shape[1];
                 if !fits {
                     return Err(self.error(
                         node,

@@ -66,6 +66,10 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     }
     let mut model = parsed.model;
     model.analyse(false).map_err(|e| OnnxError::Analysis(brief(&e)))?;
+    while let Some((outlet, fact)) = padded(file, &Facts { model: &model, outlets: &parsed.outlets_by_name }) {
+        model.set_outlet_fact(outlet, fact).map_err(|e| OnnxError::Analysis(brief(&e)))?;
+        model.analyse(false).map_err(|e| OnnxError::Analysis(brief(&e)))?;
+    }
     let facts = Facts { model: &model, outlets: &parsed.outlets_by_name };
     let opset =
         proto.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx").map_or(1, |o| o.version);
@@ -84,6 +88,25 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
         graph.outputs.push(graph.value_named(&name).ok_or_else(missing)?);
     }
     Ok(graph)
+}
+
+/// The shape of a Pad with an `axes` input (opset 18), which tract leaves unknown: the first that can be told.
+fn padded(file: &GraphProto, facts: &Facts) -> Option<(OutletId, InferenceFact)> {
+    let pads = file.node.iter().filter(|n| n.op_type == "Pad" && n.input.len() > 3 && n.output.len() == 1);
+    pads.into_iter().find_map(|node| {
+        if facts.of(&node.output[0]).is_some() {
+            return None;
+        }
+        let (mut shape, dt, _) = facts.of(&node.input[0])?;
+        let constant = |i: usize| to_i64(facts.of(&node.input[i])?.2.as_deref()?);
+        let (pads, axes) = (constant(1)?, constant(3)?);
+        for (i, axis) in axes.iter().enumerate() {
+            let axis = super::attributes::axis(*axis, shape.len())?;
+            let size = shape[axis] as i64 + pads.get(i)? + pads.get(i + axes.len())?;
+            shape[axis] = usize::try_from(size).ok()?;
+        }
+        Some((*facts.outlets.get(&node.output[0])?, InferenceFact::dt_shape(dt, shape.as_slice())))
+    })
 }
 
 /// Error chain on one line, without the dump of nodes that tract adds.

@@ -1,5 +1,7 @@
 //! A small writer of ONNX files (<https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>), enough for networks that are
 //! wrong on purpose.
+// What a test reads is the project's own: a failure there is a failure of the test.
+#![allow(clippy::unwrap_used)]
 #![allow(dead_code)]
 
 /// The base-128 number of the protobuf wire format.
@@ -106,7 +108,8 @@ impl Net {
     /// A weight with values of a fixed sequence between -0.5 and 0.5.
     pub fn weight(self, name: &str, dims: &[i64]) -> Self {
         let count = dims.iter().product::<i64>();
-        let values: Vec<f32> = (0..count).map(|i| ((i * 37 + name.len() as i64 * 11) % 101) as f32 / 101.0 - 0.5).collect();
+        let values: Vec<f32> =
+            (0..count).map(|i| ((i * 37 + name.len() as i64 * 11) % 101) as f32 / 101.0 - 0.5).collect();
         self.weight_of(name, dims, &values)
     }
 

@@ -1,5 +1,6 @@
 //! What PyTorch recorded, read back, and the deterministic tensors it started from: tests/reference/README.md.
-
+// What a test reads is the project's own: a failure there is a failure of the test.
+#![allow(clippy::unwrap_used)]
 // Each test file uses a part of it.
 #![allow(dead_code)]
 
@@ -142,22 +143,32 @@ impl Recording {
 
     /// Opens `onnx` on the recorded output, with the shape of one recorded sample.
     pub(crate) fn open(&self, onnx: &Path) -> Model {
-        let mut shape = self.meta.input.shape.clone();
+        self.open_as(onnx, self.meta.input.shape.clone())
+    }
+
+    /// [`Recording::open`] where the file's input has another layout.
+    pub(crate) fn open_as(&self, onnx: &Path, mut shape: Vec<usize>) -> Model {
         shape[0] = 1;
         let output = Some(self.meta.output.clone());
         let options = ModelOptions { output, input_shape: Some(shape), ..ModelOptions::default() };
         Model::open_with(onnx, &options).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
-    /// The tensor `name` as the generator gives it for this recording.
-    pub(crate) fn generate(&self, tensor: &Generated) -> Vec<f32> {
+    /// An adapter tensor as the generator gives it for this recording.
+    fn generate(&self, tensor: &Generated) -> Vec<f32> {
         let (scale, offset) = (tensor.scale.unwrap(), tensor.offset.unwrap());
         generate(&tensor.name, self.meta.seed, tensor.shape.iter().product(), scale, offset)
     }
 
+    /// The recorded input: `x` of the generator, whatever the file calls it.
+    pub(crate) fn inputs(&self) -> Vec<f32> {
+        self.generate(&Generated { name: String::from("x"), ..self.meta.input.clone() })
+    }
+
     /// The recorded input with its labels.
     pub(crate) fn examples(&self) -> Examples {
-        let x = self.generate(&self.meta.input);
+        // Drawn under this name, whatever the file calls its input.
+        let x = self.generate(&Generated { name: "x".into(), ..self.meta.input.clone() });
         let len = x.len() / self.meta.batch;
         let mut examples = Examples::new(len, 1);
         for (x, label) in x.chunks_exact(len).zip(self.labels()) {
