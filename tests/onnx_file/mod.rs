@@ -20,13 +20,13 @@ fn number(field: u64, value: i64) -> Vec<u8> {
 }
 
 /// A field of bytes: text or a message.
-pub fn bytes(field: u64, payload: impl AsRef<[u8]>) -> Vec<u8> {
+pub(crate) fn bytes(field: u64, payload: impl AsRef<[u8]>) -> Vec<u8> {
     let payload = payload.as_ref();
     [varint(field << 3 | 2), varint(payload.len() as u64), payload.to_vec()].concat()
 }
 
 /// A dimension of an input.
-pub enum Dim {
+pub(crate) enum Dim {
     Fixed(i64),
     Free(&'static str),
 }
@@ -54,50 +54,50 @@ fn typed(name: &str, dims: &[i64], element: i64) -> Vec<u8> {
 }
 
 /// An attribute of a node.
-pub fn int(name: &str, value: i64) -> Vec<u8> {
+pub(crate) fn int(name: &str, value: i64) -> Vec<u8> {
     bytes(5, [bytes(1, name), number(3, value), number(20, 2)].concat())
 }
 
 /// An attribute with a list.
-pub fn ints(name: &str, values: &[i64]) -> Vec<u8> {
+pub(crate) fn ints(name: &str, values: &[i64]) -> Vec<u8> {
     let values: Vec<u8> = values.iter().flat_map(|v| number(8, *v)).collect();
     bytes(5, [bytes(1, name), values, number(20, 7)].concat())
 }
 
 /// An attribute that is a graph.
-pub fn graph(name: &str, graph: &Net) -> Vec<u8> {
+pub(crate) fn graph(name: &str, graph: &Net) -> Vec<u8> {
     bytes(5, [bytes(1, name), bytes(6, graph.graph()), number(20, 5)].concat())
 }
 
 /// A network, field by field.
 #[derive(Default)]
-pub struct Net {
+pub(crate) struct Net {
     fields: Vec<Vec<u8>>,
 }
 
 impl Net {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// An f32 input.
-    pub fn input(self, name: &str, dims: &[i64]) -> Self {
+    pub(crate) fn input(self, name: &str, dims: &[i64]) -> Self {
         let dims: Vec<Dim> = dims.iter().map(|d| Dim::Fixed(*d)).collect();
         self.input_with(name, &dims)
     }
 
-    pub fn input_with(mut self, name: &str, dims: &[Dim]) -> Self {
+    pub(crate) fn input_with(mut self, name: &str, dims: &[Dim]) -> Self {
         self.fields.push(bytes(11, info(name, dims)));
         self
     }
 
-    pub fn output(mut self, name: &str) -> Self {
+    pub(crate) fn output(mut self, name: &str) -> Self {
         self.fields.push(bytes(12, bytes(1, name)));
         self
     }
 
     /// A node named after its output, with attributes by [`int`], [`ints`] and [`graph`].
-    pub fn node(mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Vec<u8>]) -> Self {
+    pub(crate) fn node(mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Vec<u8>]) -> Self {
         let inputs: Vec<u8> = inputs.iter().flat_map(|i| bytes(1, i)).collect();
         let name = format!("/{output}/{op}");
         let node = [inputs, bytes(2, output), bytes(3, name), bytes(4, op), attributes.concat()].concat();
@@ -106,7 +106,7 @@ impl Net {
     }
 
     /// A weight with values of a fixed sequence between -0.5 and 0.5.
-    pub fn weight(self, name: &str, dims: &[i64]) -> Self {
+    pub(crate) fn weight(self, name: &str, dims: &[i64]) -> Self {
         let count = dims.iter().product::<i64>();
         let values: Vec<f32> =
             (0..count).map(|i| ((i * 37 + name.len() as i64 * 11) % 101) as f32 / 101.0 - 0.5).collect();
@@ -114,20 +114,20 @@ impl Net {
     }
 
     /// A weight with these values; their number need not fit.
-    pub fn weight_of(mut self, name: &str, dims: &[i64], values: &[f32]) -> Self {
+    pub(crate) fn weight_of(mut self, name: &str, dims: &[i64], values: &[f32]) -> Self {
         self.fields.push(bytes(5, tensor(name, dims, values)));
         self
     }
 
     /// A constant of 64-bit integers.
-    pub fn integers(mut self, name: &str, values: &[i64]) -> Self {
+    pub(crate) fn integers(mut self, name: &str, values: &[i64]) -> Self {
         let raw: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.fields.push(bytes(5, [typed(name, &[values.len() as i64], 7), bytes(9, raw)].concat()));
         self
     }
 
     /// A weight whose values stand in the file `location`.
-    pub fn external(mut self, name: &str, dims: &[i64], entries: &[(&str, &str)]) -> Self {
+    pub(crate) fn external(mut self, name: &str, dims: &[i64], entries: &[(&str, &str)]) -> Self {
         let entries: Vec<u8> =
             entries.iter().flat_map(|(k, v)| bytes(13, [bytes(1, k), bytes(2, v)].concat())).collect();
         self.fields.push(bytes(5, [typed(name, dims, 1), entries, number(14, 1)].concat()));
@@ -139,14 +139,14 @@ impl Net {
     }
 
     /// The file, opset 13.
-    pub fn file(&self) -> Vec<u8> {
+    pub(crate) fn file(&self) -> Vec<u8> {
         let opset = bytes(8, number(2, 13));
         [number(1, 8), bytes(7, self.graph()), opset].concat()
     }
 }
 
 /// `[1, 4]` → dense 8 → Relu → dense `classes` → logits.
-pub fn dense(classes: i64) -> Net {
+pub(crate) fn dense(classes: i64) -> Net {
     Net::new()
         .input("x", &[1, 4])
         .weight("first.weight", &[8, 4])
@@ -160,7 +160,7 @@ pub fn dense(classes: i64) -> Net {
 }
 
 /// `[1, 3, 8, 8]` (or with `channels_last` `[1, 8, 8, 3]`) → convolution 6 → Relu → mean → dense 2 → logits.
-pub fn pictures(channels_last: bool) -> Net {
+pub(crate) fn pictures(channels_last: bool) -> Net {
     let net = match channels_last {
         false => Net::new().input("picture", &[1, 3, 8, 8]).node("Identity", &["picture"], "planes", &[]),
         true => {
