@@ -254,6 +254,10 @@ impl Model {
         if spec.rank == 0 {
             return Err(TrainError::RankZero.into());
         }
+        if !(spec.alpha > 0.0 && spec.alpha.is_finite()) {
+            let (found, cure) = (spec.alpha.to_string(), "use a positive number; twice the rank is the default");
+            return Err(TrainError::Setting { what: "alpha", found, cure }.into());
+        }
         let sites = self.sites();
         let chosen = choose(&self.graph, &sites, &spec.sites);
         if chosen.is_empty() && !spec.head {
@@ -376,7 +380,10 @@ impl Model {
     }
 
     fn unknown_label(&self, path: &Path, label: &str) -> ModelError {
-        let near = self.labels.iter().find(|l| l.eq_ignore_ascii_case(label) || l.trim() == label.trim());
+        let plain = |text: &str| text.trim().to_lowercase();
+        let same = self.labels.iter().map(String::as_str).find(|l| plain(l) == plain(label));
+        let known: Vec<&str> = self.labels.iter().map(String::as_str).collect();
+        let near = same.or_else(|| crate::features::nearest(&plain(label), &known));
         let nearest = near.map(|l| format!(" (did you mean `{l}`?)")).unwrap_or_default();
         let mut labels: Vec<String> = self.labels.iter().take(20).cloned().collect();
         if self.labels.len() > labels.len() {

@@ -212,6 +212,7 @@ pub(super) struct Trained {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
+    crate::store::check_folder(&args.out).context("--out")?;
     let model = args.model.open()?;
     let kind = model.front_end();
     let (augment, variants) = args.augment.augment(kind);

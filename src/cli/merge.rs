@@ -1,8 +1,8 @@
 //! `accentor merge`: writes an ONNX file with the adapter in its weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
 
 use super::options::ModelArgs;
@@ -37,7 +37,12 @@ struct Outcome {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    crate::store::check_file(&args.out).context("--out")?;
     let model = args.model.open()?;
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    if real(&args.out).is_some_and(|out| Some(out) == real(model.path())) {
+        bail!("--out {} is the frozen model itself, which adapters belong to: name another file", args.out.display());
+    }
     let sites = model.sites();
     let (adapter, bound) = crate::lora::load(&args.adapter, model.graph(), &sites, model.sha256())?;
     let bytes = std::fs::read(model.path()).with_context(|| format!("cannot read {}", model.path().display()))?;

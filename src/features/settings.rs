@@ -49,7 +49,7 @@ fn settings_of<T: Default + Serialize + DeserializeOwned>(kind: &str, table: tom
 }
 
 /// The name nearest to a mistyped one, where at most a third of it is different.
-fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let distance = |other: &str| {
         let mut row: Vec<usize> = (0..=other.len()).collect();
         for (i, a) in name.bytes().enumerate() {

@@ -62,13 +62,50 @@ fn cure(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::PermissionDenied => "make the folder writable for this user, or choose another path",
         io::ErrorKind::ReadOnlyFilesystem => "mount it writable, or choose another path",
-        io::ErrorKind::NotADirectory => "a part of the path is a file: choose another path",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "a part of the path is a file: choose another path"
+        }
+        io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f): nothing was changed",
+        io::ErrorKind::NotFound => "choose another path",
         _ => "nothing was changed",
     }
 }
 
 fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
+
+/// Whether [`write_folder`] could write `dir`, as far as can be known before; nothing is made.
+///
+/// # Errors
+/// As [`write_folder`].
+pub fn check_folder(dir: &Path) -> Result<(), StoreError> {
+    let target = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    check_replaceable(&target, &[])?;
+    check_writable(&target)
+}
+
+/// Whether [`write_file`] could write `path`, as far as can be known before; nothing is made.
+///
+/// # Errors
+/// As [`write_file`].
+pub fn check_file(path: &Path) -> Result<(), StoreError> {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    check_is_file(&target)?;
+    check_writable(&target)
+}
+
+/// Writes and removes a small file in the nearest folder above `target` that exists.
+fn check_writable(target: &Path) -> Result<(), StoreError> {
+    let name = file_name(target)?;
+    let above = target.ancestors().skip(1).map(|a| if a.as_os_str().is_empty() { Path::new(".") } else { a });
+    let nearest = above.into_iter().find(|a| fs::symlink_metadata(a).is_ok()).unwrap_or(Path::new("."));
+    if !nearest.is_dir() {
+        return Err(io_error("make a folder below", nearest)(io::ErrorKind::NotADirectory.into()));
+    }
+    let trial = tempfile::Builder::new().prefix(&format!(".{name}.")).tempfile_in(nearest);
+    let written = trial.and_then(|mut file| file.write_all(&[0; 4096]).and_then(|()| file.as_file().sync_all()));
+    written.map_err(io_error("write to the folder", nearest))
 }
 
 /// Writes `bytes` to `path`, whole or not at all. Folders on the way to it are made.
@@ -78,10 +115,7 @@ fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) 
 pub fn write_file(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(), StoreError> {
     // Through a symbolic link, the file that it names is replaced.
     let target = fs::canonicalize(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned());
-    let old = fs::symlink_metadata(&target).ok();
-    if old.as_ref().is_some_and(|m| !m.is_file()) {
-        return Err(StoreError::Kind { path: target, expected: "file" });
-    }
+    let old = check_is_file(&target)?;
     let parent = make_parent(&target)?;
     let mut builder = tempfile::Builder::new();
     let prefix = format!(".{}.", file_name(&target)?);
@@ -166,6 +200,14 @@ fn aside(target: &Path) -> Result<PathBuf, StoreError> {
 fn file_name(target: &Path) -> Result<String, StoreError> {
     let name = target.file_name().map(|n| n.to_string_lossy().into_owned());
     name.ok_or_else(|| StoreError::Kind { path: target.to_owned(), expected: "file or folder with a name" })
+}
+
+/// What is there already.
+fn check_is_file(target: &Path) -> Result<Option<fs::Metadata>, StoreError> {
+    match fs::symlink_metadata(target).ok() {
+        Some(old) if !old.is_file() => Err(StoreError::Kind { path: target.to_owned(), expected: "file" }),
+        old => Ok(old),
+    }
 }
 
 fn check_replaceable(target: &Path, names: &[&str]) -> Result<(), StoreError> {

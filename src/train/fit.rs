@@ -66,6 +66,26 @@ impl TrainConfig {
         if !(0.0..1.0).contains(&self.smoothing) {
             return wrong("label smoothing", self.smoothing.to_string(), "use a value from 0 to below 1");
         }
+        if let Schedule::Cosine { warmup } | Schedule::OneCycle { warmup } = self.schedule
+            && !(0.0..=1.0).contains(&warmup)
+        {
+            return wrong("warmup", warmup.to_string(), "use a share of the steps from 0 to 1");
+        }
+        if let Some(norm) = self.clip_norm.filter(|n| !(*n > 0.0 && n.is_finite())) {
+            return wrong("clip norm", norm.to_string(), "use a positive number such as 1");
+        }
+        if let Some(weight) = self.class_weights.iter().find(|w| !(**w >= 0.0 && w.is_finite())) {
+            return wrong("class weight", weight.to_string(), "use a number of 0 or more");
+        }
+        let (OptimiserKind::AdamW { weight_decay, .. } | OptimiserKind::Sgd { weight_decay, .. }) = self.optimiser;
+        if !(weight_decay >= 0.0 && weight_decay.is_finite()) {
+            return wrong("weight decay", weight_decay.to_string(), "use a number of 0 or more, such as 0.01");
+        }
+        if let OptimiserKind::Sgd { momentum, .. } = self.optimiser
+            && !(0.0..1.0).contains(&momentum)
+        {
+            return wrong("momentum", momentum.to_string(), "use a value from 0 to below 1");
+        }
         Ok(())
     }
 

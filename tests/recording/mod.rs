@@ -143,15 +143,15 @@ impl Recording {
 
     /// Opens `onnx` on the recorded output, with the shape of one recorded sample.
     pub(crate) fn open(&self, onnx: &Path) -> Model {
-        self.open_as(onnx, self.meta.input.shape.clone())
+        self.open_as(onnx, self.meta.input.shape.clone(), &self.meta.output)
     }
 
-    /// [`Recording::open`] where the file's input has another layout.
-    pub(crate) fn open_as(&self, onnx: &Path, mut shape: Vec<usize>) -> Model {
+    /// [`Recording::open`] where the file's input has another shape or its output another name.
+    pub(crate) fn open_as(&self, onnx: &Path, mut shape: Vec<usize>, output: &str) -> Model {
         shape[0] = 1;
-        let output = Some(self.meta.output.clone());
+        let output = Some(output.to_owned());
         let options = ModelOptions { output, input_shape: Some(shape), ..ModelOptions::default() };
-        Model::open_with(onnx, &options).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        Model::open_with(onnx, &options).unwrap_or_else(|e| panic!("{}: {e}", onnx.display()))
     }
 
     /// An adapter tensor as the generator gives it for this recording.

@@ -33,6 +33,7 @@ torch.set_num_threads(1)
 STEPS = 10
 SGD = dict(lr=0.05, momentum=0.9)
 ADAMW = dict(lr=0.01, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.01)
+OPTIMISERS = [(torch.optim.SGD, SGD), (torch.optim.AdamW, ADAMW)]
 SMALLER_RATES = [5**k for k in range(12)]  # divisors of the rate, tried in turn
 ORT_TOLERANCE = 1e-4       # of the largest logit
 GRADIENT_FLOOR = 1e-3      # every ‖g‖₂ lies above
@@ -40,8 +41,11 @@ KINK_MARGIN = 1e-5         # of the tensor's rms, small networks: no f32 roundin
 F32_LOSSES = 1e-5          # ten losses in f32 and f64, relative to max(1, loss)
 F32_GRADIENT = 2e-5        # worst ‖g32 − g64‖/‖g64‖ that we look for by trying seeds, and with NUDGE in f64
 NUDGE = 1e-6               # relative change of the input that stands for another order of summation: what kinks in reach would do
+NUDGES = 6                 # shared models, whose kinks lie close: the worst of so many, of which the ten losses take the first three
+NUDGED_LOSSES = 3e-5       # ten losses of a shared model with the input nudged, relative to max(1, loss): what we look for by trying seeds
 LOSS_FLOOR = 0.05          # below it the labels are already learnt, and ten losses say little
 SEEDS = 40
+SHARED_SEEDS = 12
 
 # (scale, offset) of the input: x = unit·scale + offset
 SHARED = dict(dscnn_kws=(16.0, 0.0), dscnn_digits_us=(16.0, 0.0), resnet8_cifar10=(127.5, 127.5),
@@ -78,11 +82,11 @@ class Case:
                   for s in t.sites for p in s.params}
         return t, t.adapt(values, self.head)
 
-    def logits(self, twin, nudge=0.0):
-        """Scores before the ending, and the file's own output: [batch, classes]."""
+    def logits(self, twin, nudge=None):
+        """Scores before the ending, and the file's own output: [batch, classes]. `nudge` names a change of the input."""
         x = self.x
         if nudge:
-            x = x.double() * (1 + nudge * torch.from_numpy(generator.values("nudge", self.seed, list(x.shape))).double())
+            x = x.double() * (1 + NUDGE * torch.from_numpy(generator.values(nudge, self.seed, list(x.shape))).double())
         rows = x.split(1) if self.fixed else [x]
         runs = [twin(row) for row in rows]
         return tuple(torch.cat([r[k] for r in runs]).reshape(self.batch, -1) for k in (self.scores, self.output))
@@ -92,20 +96,20 @@ class Case:
             return F.binary_cross_entropy_with_logits(logits[:, 0], self.labels.to(logits.dtype))
         return F.cross_entropy(logits, self.labels)
 
-    def gradients(self, dtype, nudge=0.0):
+    def gradients(self, dtype, nudge=None):
         twin, trainable = self.twin(dtype)
         logits, output = self.logits(twin, nudge)
         loss = self.loss(logits)
         loss.backward()
         return twin, logits.detach(), output.detach(), loss.detach(), {k: t.grad for k, t in trainable.items()}
 
-    def losses(self, dtype, optimiser, settings):
+    def losses(self, dtype, optimiser, settings, nudge=None):
         twin, trainable = self.twin(dtype)
         opt = optimiser(trainable.values(), **settings)
         seen = []
         for _ in range(STEPS):
             opt.zero_grad()
-            loss = self.loss(self.logits(twin)[0])
+            loss = self.loss(self.logits(twin, nudge)[0])
             loss.backward()
             opt.step()
             seen.append(loss.item())
@@ -167,6 +171,21 @@ def put(tensor, array):
     tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
 
 
+def nudges(shared):
+    return ["nudge"] + [f"nudge{k}" for k in range(1, NUDGES if shared else 1)]
+
+
+def loss_error(found, wanted):
+    return float((np.abs(found - wanted) / np.maximum(1, wanted)).max())
+
+
+def unsteady(case):
+    """What nudged inputs do to the ten losses of both optimisers at the recorded rates."""
+    runs = [(optimiser, *smallest(case, optimiser, settings)[:2]) for optimiser, settings in OPTIMISERS]
+    return max(loss_error(case.losses(torch.float64, optimiser, settings, n), wanted)
+               for optimiser, settings, wanted in runs for n in nudges(True)[:3])
+
+
 def smallest(case, optimiser, settings):
     """The ten losses at the first rate where training is stable: f32 gives the same, and nothing blows up."""
     for divisor in SMALLER_RATES:
@@ -174,17 +193,17 @@ def smallest(case, optimiser, settings):
         wanted = case.losses(torch.float64, optimiser, tried)
         if not np.isfinite(wanted).all() or wanted.max() > 1.5 * wanted[0]:
             continue
-        error = np.abs(case.losses(torch.float32, optimiser, tried) - wanted) / np.maximum(1, wanted)
-        if error.max() <= F32_LOSSES:
-            return tried, wanted, float(error.max())
+        error = loss_error(case.losses(torch.float32, optimiser, tried), wanted)
+        if error <= F32_LOSSES:
+            return tried, wanted, error
     raise SystemExit(f"{case.name}: no stable rate for {optimiser.__name__}")
 
 
 def choose(make, name, batch, shared):
     """The first seed without a kink in reach and without a small gradient; for the shared models the best of a few."""
-    best = None
+    best, best_rank = None, None
     start = generator.fnv1a64(f"{SAME_SEED.get(name, name)}/{batch}") & 0xFFFFFFFF
-    for seed in range(start, start + (8 if shared else SEEDS)):
+    for seed in range(start, start + SEEDS):
         case = make(seed)
         result = case.gradients(torch.float64)
         norms = {k: float(g.norm()) for k, g in result[4].items()}
@@ -192,10 +211,12 @@ def choose(make, name, batch, shared):
             continue
         far = lambda other: max(float((other[k].double() - g).norm()) / norms[k] for k, g in result[4].items())  # noqa: E731
         in_f32 = far(case.gradients(torch.float32)[4])
-        nudged = far(case.gradients(torch.float64, NUDGE)[4])
-        if best is None or max(in_f32, nudged) < max(best[0]):
-            best = ((in_f32, nudged), case, result, min(norms.values()))
-        if max(in_f32, nudged) < F32_GRADIENT:
+        nudged = max(far(case.gradients(torch.float64, n)[4]) for n in nudges(shared))
+        # A shared model has a million pre-activations: the seed that keeps the nearest of them farthest from its kink wins.
+        rank = (max(in_f32, nudged) < F32_GRADIENT, result[0].margin if shared else -max(in_f32, nudged))
+        if best is None or rank > best_rank:
+            best, best_rank = ((in_f32, nudged), case, result, min(norms.values())), rank
+        if rank[0] and not shared:
             break
     if best is None:
         raise SystemExit(f"{name}: no seed, last: smallest gradient {min(norms, key=norms.get)} {min(norms.values())}, margin {result[0].margin}, loss {result[3]}")
