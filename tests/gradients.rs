@@ -2,7 +2,7 @@
 //!
 //! `cargo test --release --test gradients -- --nocapture` prints the worst figures of each network.
 #![cfg(feature = "onnx")]
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::excessive_precision)]
 
 mod recording;
 

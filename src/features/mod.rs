@@ -17,8 +17,8 @@ use crate::source::SourceError;
 pub use augment::Augment;
 pub use clip::{Align, Clip, Normalise};
 pub use extractor::Extractor;
-pub(crate) use settings::nearest;
 pub use image::{ChannelOrder, Fit, Image, Layout, PerChannel};
+pub(crate) use settings::nearest;
 pub use spectrum::{DctNorm, LogMel, LogMelBands, MelNorm, MelScale, Mfcc, SpectrumKind, Triangles, Window};
 
 use extractor::Stage;

@@ -9,12 +9,15 @@ use tract_onnx::tract_hir::internal::Tensor;
 use super::OnnxError;
 use super::attributes::{Attributes, axis};
 use super::foreign::TractNode;
-use super::load::{Facts, Names, to_i64, value};
+use super::load::{Facts, Names, is_possible, to_i64, value};
 use crate::graph::{Graph, Node, Op, Source, Value, ValueId, Window};
 use crate::ops::binary::BinaryKind;
 use crate::ops::movement::PadMode;
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
+
+const CONTROL_FLOW: &str =
+    "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow";
 
 pub(super) struct Converter<'a> {
     facts: &'a Facts<'a>,
@@ -58,6 +61,13 @@ impl<'a> Converter<'a> {
             ))
         };
         let (shape, dt, constant) = self.facts.of(name).ok_or_else(unknown)?;
+        let dims: Option<Vec<i64>> = shape.iter().map(|d| i64::try_from(*d).ok()).collect();
+        if !dims.is_some_and(|d| is_possible(&d)) {
+            let what = format!(
+                "tensor `{name}` would have shape {shape:?}, which no memory holds; give a smaller input shape"
+            );
+            return Err(OnnxError::Analysis(what));
+        }
         // A string or other non-numeric constant has no f32 form; it stays an activation that nothing reads.
         self.graph.values.push(value(name, shape, dt, constant.as_deref(), stored));
         let id = self.graph.values.len() - 1;
@@ -87,12 +97,10 @@ impl<'a> Converter<'a> {
                 Ok(id) => outputs.push(id),
                 // An unused second output (a dropout mask) may stay unknown.
                 Err(_) if !outputs.is_empty() => break,
+                Err(_) if Attributes(node).has_graph() => return Err(self.error(node, CONTROL_FLOW)),
                 Err(e) => {
-                    return Err(if self.known(node) {
-                        e
-                    } else {
-                        self.error(node, "the loader does not know this operator")
-                    });
+                    let unknown = "the loader does not know this operator; export the model with standard operators";
+                    return Err(if self.known(node) { e } else { self.error(node, unknown) });
                 }
             }
         }
@@ -138,10 +146,7 @@ impl<'a> Converter<'a> {
         outputs: Vec<ValueId>,
     ) -> Result<(), OnnxError> {
         if Attributes(node).has_graph() {
-            return Err(self.error(
-                node,
-                "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow",
-            ));
+            return Err(self.error(node, CONTROL_FLOW));
         }
         let mut activations = Vec::new();
         let mut constants = Vec::new();

@@ -58,6 +58,7 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     let file = proto.graph.as_ref().unwrap_or(&empty);
     check_external(file, folder)?;
     check_order(file)?;
+    check_filled(file)?;
 
     let folder = folder.map(|f| if f.as_os_str().is_empty() { Path::new(".") } else { f }).and_then(Path::to_str);
     let parsed = onnx.parse(&proto, folder).map_err(|e| OnnxError::Malformed(brief(&e)))?;
@@ -158,6 +159,12 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
         if dims.dim.is_empty() || dims.dim.iter().any(free) {
             return Err(OnnxError::FreeShape { input: input.name.clone(), shape: describe(&dims.dim) });
         }
+        let sizes = dims.dim.iter().map(|d| if let Some(DimValue::DimValue(v)) = d.value { v } else { 0 });
+        if !is_possible(&sizes.collect::<Vec<i64>>()) {
+            let shape = describe(&dims.dim).join(", ");
+            let what = format!("shape [{shape}] has more than {MAX_ELEMENTS} values; give a smaller `input_shape`");
+            return Err(OnnxError::Node { node: input.name.clone(), op: "input".into(), what });
+        }
     }
     Ok(name)
 }
@@ -176,10 +183,14 @@ fn describe(dims: &[Dimension]) -> Vec<String> {
         .collect()
 }
 
-/// External data must lie inside the model's folder; tract reads it there.
+/// External data must lie inside the model's folder, as long as its tensor; tract reads it there.
 fn check_external(graph: &GraphProto, folder: Option<&Path>) -> Result<(), OnnxError> {
-    let attributes = graph.node.iter().flat_map(|n| &n.attribute).filter_map(|a| a.t.as_ref());
-    for tensor in graph.initializer.iter().chain(attributes) {
+    let attributes = || graph.node.iter().flat_map(|n| &n.attribute);
+    for inner in attributes().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+        check_external(inner, folder)?;
+    }
+    let tensors = attributes().flat_map(|a| a.t.iter().chain(&a.tensors));
+    for tensor in graph.initializer.iter().chain(tensors) {
         check_size(tensor)?;
         if tensor.data_location != Some(DataLocation::External as i32) {
             continue;
@@ -196,22 +207,94 @@ fn check_external(graph: &GraphProto, folder: Option<&Path>) -> Result<(), OnnxE
             )));
         }
         let folder = folder.ok_or_else(|| wrong("the model was read from memory".into()))?;
-        if !folder.join(location).is_file() {
-            return Err(wrong(format!("`{location}` is missing from the model's folder")));
+        let about = std::fs::metadata(folder.join(location)).ok().filter(std::fs::Metadata::is_file);
+        let Some(about) = about else {
+            return Err(wrong(format!("`{location}` is missing from the model's folder; copy it there")));
+        };
+        let number = |key: &str, default: u64| match tensor.external_data.iter().find(|e| e.key == key) {
+            Some(entry) => entry
+                .value
+                .parse()
+                .map_err(|_| wrong(format!("its {key} in `{location}` is `{}`, no number", entry.value))),
+            None => Ok(default),
+        };
+        let offset = number("offset", 0)?;
+        let length = number("length", about.len().saturating_sub(offset))?;
+        if offset.checked_add(length).is_none_or(|end| end > about.len()) {
+            let has = about.len();
+            let what =
+                format!("`{location}` has {has} bytes, expected {length} from byte {offset}; copy the file again");
+            return Err(wrong(what));
+        }
+        if let Some(wanted) = stored_bytes(tensor).filter(|w| *w != length) {
+            return Err(wrong(format!(
+                "`{location}` holds {length} bytes of it, expected {wanted}; copy the file again"
+            )));
         }
     }
     Ok(())
+}
+
+/// Bytes that a tensor's values take, for the types that weights have.
+fn stored_bytes(tensor: &TensorProto) -> Option<u64> {
+    use tract_onnx::pb::tensor_proto::DataType;
+    let bytes = match DataType::try_from(tensor.data_type).ok()? {
+        DataType::Bool | DataType::Int8 | DataType::Uint8 => 1,
+        DataType::Float16 | DataType::Bfloat16 | DataType::Int16 | DataType::Uint16 => 2,
+        DataType::Float | DataType::Int32 | DataType::Uint32 => 4,
+        DataType::Double | DataType::Int64 | DataType::Uint64 => 8,
+        _ => return None,
+    };
+    Some(tensor.dims.iter().product::<i64>().unsigned_abs() * bytes)
 }
 
 /// More elements than this in one tensor cannot come from a model for a device: 2³¹ values are 8 GiB.
 const MAX_ELEMENTS: i64 = 1 << 31;
 
 fn check_size(tensor: &TensorProto) -> Result<(), OnnxError> {
-    let elements = tensor.dims.iter().try_fold(1i64, |n, d| if *d < 0 { None } else { n.checked_mul(*d) });
-    match elements {
-        Some(n) if n <= MAX_ELEMENTS => Ok(()),
-        _ => Err(OnnxError::Malformed(format!("tensor `{}` has impossible dimensions {:?}", tensor.name, tensor.dims))),
+    match is_possible(&tensor.dims) {
+        true => Ok(()),
+        false => {
+            Err(OnnxError::Malformed(format!("tensor `{}` has impossible dimensions {:?}", tensor.name, tensor.dims)))
+        }
     }
+}
+
+/// Whether a tensor may have these dimensions: none negative, at most [`MAX_ELEMENTS`] values.
+pub(super) fn is_possible(dims: &[i64]) -> bool {
+    let elements = dims.iter().try_fold(1i64, |n, d| if *d < 0 { None } else { n.checked_mul(*d) });
+    elements.is_some_and(|n| n <= MAX_ELEMENTS)
+}
+
+/// tract fills constants while it analyses: no node may ask for one that memory cannot hold.
+fn check_filled(graph: &GraphProto) -> Result<(), OnnxError> {
+    let constants = graph
+        .node
+        .iter()
+        .filter(|n| n.op_type == "Constant")
+        .filter_map(|n| Some((n.output.first()?.as_str(), n.attribute.iter().find_map(|a| a.t.as_ref())?)));
+    let tensors: HashMap<&str, &TensorProto> =
+        graph.initializer.iter().map(|t| (t.name.as_str(), t)).chain(constants).collect();
+    for node in &graph.node {
+        let at = match node.op_type.as_str() {
+            "ConstantOfShape" => 0,
+            "Expand" | "Tile" => 1,
+            _ => continue,
+        };
+        let Some(tensor) = node.input.get(at).and_then(|i| tensors.get(i.as_str())) else { continue };
+        let raw = tensor
+            .raw_data
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
+        let dims: Vec<i64> = tensor.int64_data.iter().copied().chain(raw).map(|d| d.max(1)).collect();
+        if !is_possible(&dims) {
+            let what = format!(
+                "it asks for a tensor of shape {dims:?}, more than {MAX_ELEMENTS} values; export the model again"
+            );
+            return Err(OnnxError::Node { node: node.name.clone(), op: node.op_type.clone(), what });
+        }
+    }
+    Ok(())
 }
 
 /// Inputs before their users, as ONNX asks; this also rules out cycles.
@@ -220,10 +303,12 @@ fn check_order(graph: &GraphProto) -> Result<(), OnnxError> {
     known.extend(graph.input.iter().map(|i| i.name.as_str()));
     for node in &graph.node {
         if let Some(name) = node.input.iter().find(|i| !i.is_empty() && !known.contains(i.as_str())) {
-            let what = format!(
-                "node `{}` ({}) reads `{name}` before anything gives it: nodes out of order, or a cycle",
-                node.name, node.op_type
-            );
+            let later = graph.node.iter().any(|n| n.output.contains(name));
+            let why = match later {
+                true => "before anything gives it: nodes out of order, or a cycle",
+                false => "and nothing gives it: a weight or an input is missing from the file",
+            };
+            let what = format!("node `{}` ({}) reads `{name}` {why}", node.name, node.op_type);
             return Err(OnnxError::Malformed(what));
         }
         for output in node.output.iter().filter(|o| !o.is_empty()) {

@@ -2,8 +2,8 @@
 //!
 //! | kind | y | dx += dy · | kept |
 //! |---|---|---|---|
-//! | Relu | max(x, 0) | [y > 0] | y, or one bit an element |
-//! | Clip | min(max(x, min), max) | [min < y < max] | y, or one bit an element |
+//! | Relu | max(x, 0) | `y > 0` | y, or one bit an element |
+//! | Clip | min(max(x, min), max) | `min < y < max` | y, or one bit an element |
 //! | LeakyRelu | x if x > 0 else αx | 1 if x > 0 else α | one bit an element |
 //! | Sigmoid | 1 / (1 + e⁻ˣ) | y (1 − y) | y |
 //! | Tanh | tanh x | 1 − y² | y |

@@ -46,6 +46,15 @@ pub enum PlanError {
     /// The model's output does not depend on the input.
     #[error("output `{0}` is a constant: nothing to compute")]
     Constant(String),
+    /// The system has not the memory that the plan needs.
+    #[error(
+        "a pass needs {} MiB of memory, more than this system gives; take a smaller input, or adapt only the last layers with --sites",
+        .bytes >> 20
+    )]
+    Memory {
+        /// Bytes of the arena.
+        bytes: usize,
+    },
     /// None of the sites lies before the loss.
     #[error("no adapted layer lies before the loss: choose others with --sites, see `accentor inspect`")]
     NoSite,

@@ -357,6 +357,9 @@ impl<'a> Builder<'a> {
             .sum::<usize>();
 
         let (offsets, arena_len) = place(&self.buffers);
+        // Asked for once here, where a refusal is an error: elsewhere it would end the process.
+        let bytes = arena_len.saturating_mul(size_of::<f32>());
+        Vec::<f32>::new().try_reserve_exact(arena_len).map_err(|_| PlanError::Memory { bytes })?;
         let region = |buffer: usize| Region {
             offset: if self.buffers[buffer].len == 0 { 0 } else { offsets[buffer] },
             len: self.buffers[buffer].len,
