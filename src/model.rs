@@ -373,8 +373,9 @@ impl Model {
             return Ok(tensor.values.repeat(variants));
         }
         let mut inputs = self.extractor.features(sample)?;
-        for _ in 1..variants {
-            inputs.extend(self.extractor.augmented(sample, augment, rng)?);
+        for copy in 1..variants {
+            let augment = Augment { flip: augment.flip && copy % 2 == 1, ..augment.clone() };
+            inputs.extend(self.extractor.augmented(sample, &augment, rng)?);
         }
         Ok(inputs)
     }

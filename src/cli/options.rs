@@ -100,7 +100,7 @@ pub(super) struct AugmentArgs {
     /// Add noise at a signal-to-noise ratio of at least this many dB
     #[arg(long, value_name = "DB", allow_hyphen_values = true)]
     pub(super) noise_snr_db: Option<f32>,
-    /// Mirror every other picture
+    /// Mirror every other version of a picture
     #[arg(long)]
     pub(super) flip: bool,
     /// Move pictures by up to this many pixels

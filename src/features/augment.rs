@@ -27,7 +27,8 @@ pub struct Augment {
     pub gain_db: f32,
     /// White noise is added at a signal-to-noise ratio between this and 30 dB more.
     pub noise_snr_db: Option<f32>,
-    /// Every other picture is mirrored left to right.
+    /// Pictures are mirrored left to right. [`crate::Model::examples`] mirrors every other copy, so that each side is seen
+    /// as often.
     pub flip: bool,
     /// Pictures move by up to this many pixels in each direction; the border is repeated.
     pub shift_pixels: usize,
@@ -112,9 +113,8 @@ pub(super) struct PictureDraw {
 impl PictureDraw {
     pub(super) fn new(augment: &Augment, rng: &mut fastrand::Rng) -> Self {
         let shift = augment.shift_pixels as isize;
-        let flip = rng.bool() && augment.flip;
         let (right, down) = (rng.isize(-shift..=shift), rng.isize(-shift..=shift));
-        Self { flip, right, down, brighter: augment.brightness * either_side(rng) }
+        Self { flip: augment.flip, right, down, brighter: augment.brightness * either_side(rng) }
     }
 }
 

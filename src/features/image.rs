@@ -357,7 +357,7 @@ mod tests {
         assert!((0..20).all(|seed| { run(&all, seed).iter().all(|value| (0.0..=255.0).contains(value)) }));
 
         let flip = Augment { flip: true, ..Augment::default() };
-        let mirrored = (0..20).map(|seed| run(&flip, seed)).find(|values| *values != plain).unwrap();
+        let mirrored = run(&flip, 1);
         for y in 0..4 {
             for x in 0..4 {
                 assert_eq!(mirrored[(y * 4 + x) * 3], plain[(y * 4 + 3 - x) * 3]);
