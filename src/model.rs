@@ -201,6 +201,11 @@ impl Model {
         self.input
     }
 
+    /// Shape of the fed input, batch 1 first.
+    pub fn input_shape(&self) -> &[usize] {
+        &self.graph.values[self.input].shape
+    }
+
     /// The output in use.
     pub fn output(&self) -> ValueId {
         self.output
@@ -297,6 +302,14 @@ impl Model {
         Ok(adapter)
     }
 
+    /// Writes an adapter folder, whole or not at all: PEFT's two files, with the merged layers that PEFT needs beside.
+    ///
+    /// # Errors
+    /// A folder that cannot be written, an adapter of another base.
+    pub fn write_adapter(&self, folder: &Path, adapter: &Adapter) -> Result<(), ModelError> {
+        Ok(crate::lora::write_whole(folder, adapter, &self.graph)?)
+    }
+
     /// Inference with an adapter merged in memory, or without.
     ///
     /// # Errors
@@ -323,6 +336,11 @@ impl Model {
         self.labels.iter().position(|l| l == label)
     }
 
+    /// No examples yet, each to have `variants` inputs of this model: for a caller with a front end of their own.
+    pub fn new_examples(&self, variants: usize) -> Examples {
+        Examples::with_shape(self.input_shape(), variants)
+    }
+
     /// Reads every file of a dataset and turns it into model inputs: the clip as it is, and `variants - 1` augmented
     /// copies of it, drawn from `seed` and the clip's place.
     ///
@@ -335,7 +353,7 @@ impl Model {
         variants: usize,
         seed: u64,
     ) -> Result<Examples, ModelError> {
-        let mut out = Examples::new(self.graph.values[self.input].len(), variants);
+        let mut out = self.new_examples(variants);
         for (index, example) in data.examples.iter().enumerate() {
             let target =
                 self.label_index(&example.label).ok_or_else(|| self.unknown_label(&example.path, &example.label))?;

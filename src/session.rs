@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use ndarray::{Array1, ArrayViewD};
+use ndarray::{Array1, ArrayView, Dimension};
 
 use crate::graph::{Ending, Graph, Site, ValueId};
 use crate::lora::{Adapter, SiteWeights};
@@ -15,6 +15,7 @@ pub struct Session {
     plan: Plan,
     weights: Vec<SiteWeights>,
     ending: Ending,
+    input_shape: Vec<usize>,
     classes: usize,
     arenas: Mutex<Vec<Vec<f32>>>,
 }
@@ -55,12 +56,18 @@ impl Session {
             }
         }
         let classes = graph.values[ending.logits].len();
-        Ok(Self { plan, weights, ending, classes, arenas: Mutex::new(Vec::new()) })
+        let input_shape = graph.values[input].shape.clone();
+        Ok(Self { plan, weights, ending, input_shape, classes, arenas: Mutex::new(Vec::new()) })
     }
 
     /// Values of one input.
     pub fn input_len(&self) -> usize {
         self.plan.input_len()
+    }
+
+    /// Shape of one input, batch 1 first.
+    pub fn input_shape(&self) -> &[usize] {
+        &self.input_shape
     }
 
     /// Number of scores.
@@ -81,46 +88,51 @@ impl Session {
     /// Logits of one input (row-major, in the shape of the file, one sample).
     ///
     /// # Errors
-    /// An operator of the other engine that fails.
-    ///
-    /// # Panics
-    /// If `input` has not [`Session::input_len`] values.
-    pub fn logits(&self, input: &[f32]) -> Result<Vec<f32>, PlanError> {
-        assert_eq!(input.len(), self.input_len(), "the input has the length that the model takes");
+    /// Another number of values than [`Session::input_len`]; an operator of the other engine that fails.
+    pub fn logits(&self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
+        if input.len() != self.input_len() {
+            return Err(TrainError::Length { expected: self.input_len(), found: input.len() });
+        }
         let spare = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut arena = spare.unwrap_or_else(|| vec![0.0; self.plan.arena_len()]);
         let result = self.plan.forward(&self.weights, &mut arena, input);
         let logits = self.plan.output(&arena, 0).to_vec();
         self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
-        result.map(|()| logits)
+        result?;
+        Ok(logits)
     }
 
     /// Probabilities of one input, in the order of the labels (two of a one-score model).
     ///
     /// # Errors
     /// As [`Session::logits`].
-    pub fn scores(&self, input: &[f32]) -> Result<Vec<f32>, PlanError> {
+    pub fn scores(&self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
         let scores = self.ending.scores(&self.logits(input)?);
         Ok(if let [score] = scores[..] { vec![1.0 - score, score] } else { scores })
     }
 
-    /// [`Session::scores`] of an array in the shape of the file's input, with or without the batch dimension.
+    /// [`Session::scores`] of an array in the shape of the file's input, in any memory order; dimensions of 1, such as
+    /// the batch, may be left out.
     ///
     /// # Errors
-    /// A wrong number of values; an operator of the other engine that fails.
-    pub fn predict(&self, input: ArrayViewD<f32>) -> Result<Array1<f32>, TrainError> {
-        if input.len() != self.input_len() {
-            return Err(TrainError::Length { expected: self.input_len(), found: input.len() });
-        }
-        let values: Vec<f32> = input.iter().copied().collect();
-        Ok(Array1::from_vec(self.scores(&values)?))
+    /// Another shape; an operator of the other engine that fails.
+    pub fn predict<D: Dimension>(&self, input: ArrayView<f32, D>) -> Result<Array1<f32>, TrainError> {
+        Ok(Array1::from_vec(self.scores(&crate::train::row_major(input, &self.input_shape)?)?))
     }
 
     /// Accuracy over examples, first variant of each; `labels` names the classes.
     ///
     /// # Errors
-    /// As [`Session::logits`].
-    pub fn evaluate(&self, labels: &[String], examples: &Examples) -> Result<Evaluation, PlanError> {
+    /// As [`Session::logits`]; fewer labels than scores; a label index that has no label.
+    pub fn evaluate(&self, labels: &[String], examples: &Examples) -> Result<Evaluation, TrainError> {
+        let classes = self.classes.max(2);
+        if labels.len() != classes {
+            let cure = "name each score, in their order (two of a one-score model): `Model::labels`";
+            return Err(TrainError::Setting { what: "number of labels", found: labels.len().to_string(), cure });
+        }
+        if let Some(found) = examples.targets().iter().copied().find(|t| *t >= classes) {
+            return Err(TrainError::Target { found, classes });
+        }
         let loss = Loss::for_scores(self.classes, 0.0);
         let mut scratch = vec![0.0; self.classes];
         let mut results = Vec::with_capacity(examples.len());
@@ -130,5 +142,21 @@ impl Session {
             results.push((examples.target(index), crate::train::predicted(&logits), value));
         }
         Ok(Evaluation::count(labels, &results))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Adapter, Examples, Model, Session, Trainer};
+
+    #[test]
+    fn what_a_user_holds_goes_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        fn sent<T: Send>() {}
+        shared::<Model>();
+        shared::<Session>();
+        shared::<Adapter>();
+        shared::<Examples>();
+        sent::<Trainer>();
     }
 }

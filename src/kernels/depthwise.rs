@@ -6,7 +6,7 @@
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
-use crate::ops::conv_geometry::ConvGeometry;
+use super::conv_geometry::ConvGeometry;
 
 /// y = bias + conv(x), `x [height, width, channels]`, `w [kernel_h * kernel_w, channels]`, `y [out_h, out_w, channels]`.
 ///

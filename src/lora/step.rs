@@ -78,7 +78,7 @@ impl SiteStep {
 
     /// The input, once, and what the activation needs.
     pub fn keeps(&self) -> Keeps {
-        Keeps { x: [true, false], ..self.conv.keeps() }
+        Keeps { x: [true, false, false], ..self.conv.keeps() }
     }
 
     /// Trainable values.

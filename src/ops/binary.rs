@@ -436,8 +436,9 @@ mod tests {
 
     #[test]
     fn only_what_is_needed_is_kept() {
-        let keeps = |kind| Binary::new(kind, &[3], &[3]).keeps().x;
-        let with = |kind, first| Binary::with_constant(kind, &[3], [1.0; 3].into(), &[3], first).keeps().x;
+        let pair = |op: Binary| [op.keeps().x[0], op.keeps().x[1]];
+        let keeps = |kind| pair(Binary::new(kind, &[3], &[3]));
+        let with = |kind, first| pair(Binary::with_constant(kind, &[3], [1.0; 3].into(), &[3], first));
         assert_eq!((keeps(BinaryKind::Add), keeps(BinaryKind::Mul)), ([false; 2], [true; 2]));
         assert_eq!((with(BinaryKind::Mul, false), with(BinaryKind::Mul, true)), ([false; 2], [false; 2]));
         assert_eq!((with(BinaryKind::Div, false), with(BinaryKind::Div, true)), ([false; 2], [true, false]));

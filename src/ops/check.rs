@@ -46,7 +46,8 @@ impl Case<'_> {
         let wanted: &[&[bool]] = match self.x.len() {
             0 => &[],
             1 => &[&[true], &[false]],
-            _ => &[&[true, true], &[true, false], &[false, true], &[false, false]],
+            2 => &[&[true, true], &[true, false], &[false, true], &[false, false]],
+            _ => &[&[true; 3], &[true, false, false], &[false, true, false], &[false, false, true], &[false; 3]],
         };
         let mut whole = Vec::new();
         for wanted in wanted {
@@ -217,7 +218,7 @@ impl Operator for Broken {
     }
 
     fn keeps(&self) -> super::Keeps {
-        super::Keeps { x: [true, false], ..super::Keeps::default() }
+        super::Keeps { x: [true, false, false], ..super::Keeps::default() }
     }
 
     fn forward(&self, x: &[&[f32]], y: &mut [f32], _saved: &mut [f32], _work: &mut [f32]) {

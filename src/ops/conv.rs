@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use super::conv_geometry::ConvGeometry;
 use super::unary::Activation;
-use super::{Keeps, Operator};
+use super::{Keeps, MAX_INPUTS, Operator};
 use crate::kernels::gemm::{Start, gemm, gemm_from};
 
 /// Output positions whose patches are in memory at a time: 128 rows of a patch of some hundred values stay in L2.
@@ -89,7 +89,7 @@ impl Conv {
     pub fn keeps(&self) -> Keeps {
         let masked = !matches!(self.activation, Activation::None);
         Keeps {
-            x: [false; 2],
+            x: [false; MAX_INPUTS],
             y: masked && self.output_kept,
             saved: if masked && !self.output_kept { self.activation.mask_len(self.geometry.output_len()) } else { 0 },
         }

@@ -67,7 +67,7 @@ impl Operator for MatMul {
     }
 
     fn keeps(&self) -> Keeps {
-        Keeps { x: [true, true], ..Keeps::default() }
+        Keeps { x: [true, true, false], ..Keeps::default() }
     }
 
     /// Bᵀ of one batch.

@@ -11,7 +11,6 @@
 pub mod batch_norm;
 pub mod binary;
 pub mod conv;
-pub mod conv_geometry;
 pub mod depthwise;
 pub mod matmul;
 pub mod movement;
@@ -23,18 +22,23 @@ pub mod unary;
 #[cfg(test)]
 pub(crate) mod check;
 
+pub use crate::kernels::conv_geometry;
+
+/// Activations that an operator has at most.
+pub const MAX_INPUTS: usize = 3;
+
 /// What an operator needs in its vjp, beyond `dy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keeps {
-    /// Whether each of the (at most two) inputs must be kept.
-    pub x: [bool; 2],
+    /// Whether each of the inputs must be kept.
+    pub x: [bool; MAX_INPUTS],
     /// Whether the output must be kept.
     pub y: bool,
     /// Values (f32 slots) of `saved` that forward writes for the vjp, such as a mask or an index.
     pub saved: usize,
 }
 
-/// One operator on one sample, with at most two activations in and one out.
+/// One operator on one sample, with at most [`MAX_INPUTS`] activations in and one out.
 pub trait Operator: Send + Sync + std::fmt::Debug {
     /// Values in the output.
     fn output_len(&self) -> usize;

@@ -191,7 +191,7 @@ impl Operator for Reduce {
             ReduceKind::SumSquare | ReduceKind::L1 => (true, false),
             ReduceKind::Max | ReduceKind::Min | ReduceKind::L2 => (true, true),
         };
-        Keeps { x: [x, false], y, saved: 0 }
+        Keeps { x: [x, false, false], y, saved: 0 }
     }
 
     /// The sums of one block of rows.

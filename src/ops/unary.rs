@@ -242,7 +242,7 @@ impl Operator for Unary {
     }
 
     fn keeps(&self) -> Keeps {
-        let input = Keeps { x: [true, false], ..Keeps::default() };
+        let input = Keeps { x: [true, false, false], ..Keeps::default() };
         let output = Keeps { y: true, ..Keeps::default() };
         match self.kind {
             UnaryKind::Relu | UnaryKind::Clip { .. } if self.kept_output => output,

@@ -98,10 +98,11 @@ impl<'a> Lowering<'a> {
 
     /// Adds a step that writes `y`. An operator never reads the same buffer twice: the second gets a copy.
     fn step_to(&mut self, node: &Node, kind: StepKind, mut x: Vec<SlotId>, y: SlotId, multiply_adds: u64) {
-        if x.len() == 2 && x[0] == x[1] && !matches!(kind, StepKind::Foreign(_)) {
-            let len = self.slots[x[0]];
+        let repeated = |x: &[SlotId]| (1..x.len()).find(|i| x[..*i].contains(&x[*i]));
+        while let Some(again) = repeated(&x).filter(|_| !matches!(kind, StepKind::Foreign(_))) {
+            let len = self.slots[x[again]];
             let copy: Arc<dyn Operator> = Arc::new(Copy::new(len));
-            x[1] = self.step(node, StepKind::Op(copy), vec![x[0]], len, 0);
+            x[again] = self.step(node, StepKind::Op(copy), vec![x[again]], len, 0);
         }
         let (node, op_type) = (node.name.clone(), node.op_type.clone());
         self.steps.push(Step { node, op_type, kind, x, y: vec![y], multiply_adds });

@@ -7,7 +7,7 @@ use super::arena::{Buffer, place};
 use super::program::{PlanError, Program, SlotId, StepKind};
 use crate::graph::Foreign;
 use crate::lora::{SiteStep, SiteWeights};
-use crate::ops::{Keeps, Operator};
+use crate::ops::{Keeps, MAX_INPUTS, Operator};
 
 /// A place in the arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,12 +43,12 @@ struct Forward {
 #[derive(Clone, Debug)]
 struct Backward {
     step: usize,
-    x: [Region; 2],
+    x: [Region; MAX_INPUTS],
     y: Region,
     dy: Region,
-    dx: [Option<Region>; 2],
+    dx: [Option<Region>; MAX_INPUTS],
     /// Gradients that get their first term here.
-    clear: [bool; 2],
+    clear: [bool; MAX_INPUTS],
     work: Region,
 }
 
@@ -135,11 +135,12 @@ impl Plan {
                 continue;
             }
             let at = |i: usize| step.x.get(i).copied().unwrap_or_default().range();
-            let ranges = [at(0), at(1), step.y[0].range(), step.saved.range(), step.work.range()];
-            let [x0, x1, y, saved, work] = arena.get_disjoint_mut(ranges).expect("the arena keeps live buffers apart");
+            let ranges = [at(0), at(1), at(2), step.y[0].range(), step.saved.range(), step.work.range()];
+            let [x0, x1, x2, y, saved, work] =
+                arena.get_disjoint_mut(ranges).expect("the arena keeps live buffers apart");
             match &step.kind {
                 Kind::Op(op) => {
-                    let x: [&[f32]; 2] = [x0, x1];
+                    let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
                     op.forward(&x[..step.x.len()], y, saved, work);
                 }
                 Kind::Site(index, site) => site.forward(&sites[*index], x0, y, saved, work),
@@ -182,24 +183,26 @@ impl Plan {
                 }
             }
             let step = &self.forward[back.step];
-            let wanted = [back.dx[0].is_some(), back.dx[1].is_some()];
+            let wanted = back.dx.map(|dx| dx.is_some());
             let dx = |i: usize| back.dx[i].unwrap_or_default().range();
             let ranges = [
                 back.x[0].range(),
                 back.x[1].range(),
+                back.x[2].range(),
                 back.y.range(),
                 step.saved.range(),
                 back.dy.range(),
                 dx(0),
                 dx(1),
+                dx(2),
                 back.work.range(),
             ];
-            let [x0, x1, y, saved, dy, dx0, dx1, work] =
+            let [x0, x1, x2, y, saved, dy, dx0, dx1, dx2, work] =
                 arena.get_disjoint_mut(ranges).expect("the arena keeps live buffers apart");
             match &step.kind {
                 Kind::Op(op) => {
-                    let x: [&[f32]; 2] = [x0, x1];
-                    let mut dx = [wanted[0].then_some(dx0), wanted[1].then_some(dx1)];
+                    let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
+                    let mut dx = [wanted[0].then_some(dx0), wanted[1].then_some(dx1), wanted[2].then_some(dx2)];
                     let inputs = step.x.len();
                     op.vjp(&x[..inputs], y, saved, dy, &mut dx[..inputs], work);
                 }
@@ -375,14 +378,14 @@ impl<'a> Builder<'a> {
             let keeps = resolved[i].1;
             let mut out = Backward {
                 step: i,
-                x: [Region::default(); 2],
+                x: [Region::default(); MAX_INPUTS],
                 y: if keeps.y { of(step.y[0]) } else { Region::default() },
                 dy: gradient_of(step.y[0]),
-                dx: [None; 2],
-                clear: [false; 2],
+                dx: [None; MAX_INPUTS],
+                clear: [false; MAX_INPUTS],
                 work: region(extra[i].2),
             };
-            for (k, x) in step.x.iter().enumerate().take(2) {
+            for (k, x) in step.x.iter().enumerate().take(MAX_INPUTS) {
                 if keeps.x[k] {
                     out.x[k] = of(*x);
                 }

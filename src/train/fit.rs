@@ -239,11 +239,12 @@ impl Trainer {
             }
         }
         if let Some((_, params)) = best {
-            self.restore(&params);
+            self.restore(&params)?;
         }
         if self.snapshot().iter().any(|p| !p.is_finite()) {
             return Err(TrainError::Diverged { step: report.steps, rate: config.rate });
         }
+        self.describe(train.len(), report.steps);
         Ok(report)
     }
 }

@@ -12,6 +12,7 @@ mod trainer;
 pub(crate) use evaluate::predicted;
 pub use evaluate::{ClassCount, Evaluation};
 pub use examples::Examples;
+pub(crate) use examples::row_major;
 pub use fit::{FitReport, Progress, Splits, TrainConfig};
 pub use loss::{CustomLoss, Loss};
 pub use optimiser::{Optimiser, OptimiserKind};
@@ -67,6 +68,30 @@ pub enum TrainError {
     #[error("an example has {found} values, the model takes {expected}")]
     Length {
         /// What the model takes.
+        expected: usize,
+        /// What came.
+        found: usize,
+    },
+    /// An array that is not in the shape of the model's input.
+    #[error("expected an array of shape {expected:?} (dimensions of 1 may be left out), found {found:?}")]
+    Shape {
+        /// What the model takes.
+        expected: Vec<usize>,
+        /// What came.
+        found: Vec<usize>,
+    },
+    /// A step was given something else than what the frozen prefix gives.
+    #[error("a clip has {found} values, a step takes {expected}: give it what `Trainer::cache` returns")]
+    Uncached {
+        /// What a step takes.
+        expected: usize,
+        /// What came.
+        found: usize,
+    },
+    /// Parameters of another trainer.
+    #[error("found {found} parameters, the adapter has {expected}: restore what `Trainer::snapshot` of the same trainer gave")]
+    Parameters {
+        /// What the adapter has.
         expected: usize,
         /// What came.
         found: usize,

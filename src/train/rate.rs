@@ -44,7 +44,7 @@ pub fn sweep(
     for rate in RATES {
         let (mut correct, mut samples, mut sum) = (0, 0, 0.0);
         for (train, valid) in &folds {
-            trainer.restore(&start);
+            trainer.restore(&start)?;
             let short = TrainConfig { rate, epochs: config.epochs.min(EPOCHS), patience: None, ..config.clone() };
             let parts = Splits { train, replay: splits.replay, valid: None };
             match trainer.fit(&short, parts, &mut |_| go_on()) {
@@ -61,7 +61,7 @@ pub fn sweep(
         let n = samples.max(1) as f64;
         trials.push(RateTrial { rate, loss: sum / n, accuracy: correct as f64 / n });
     }
-    trainer.restore(&start);
+    trainer.restore(&start)?;
     let mut best = trials[0];
     for trial in &trials {
         if trial.loss < best.loss {

@@ -175,10 +175,7 @@ impl Trainer {
         if examples.input_len() != expected {
             return Err(TrainError::Length { expected, found: examples.input_len() });
         }
-        let limit = self.classes.max(2);
-        if let Some(found) = examples.targets().iter().copied().find(|t| *t >= limit) {
-            return Err(TrainError::Target { found, classes: self.classes });
-        }
+        examples.targets().iter().try_for_each(|target| self.check_target(*target))?;
         let Some(prefix) = &self.prefix else { return Ok(examples.clone()) };
         let mut arena = vec![0.0; prefix.arena_len()];
         examples.map(prefix.output_len(), |input, out| {
@@ -186,6 +183,16 @@ impl Trainer {
             prefix.copy_outputs(&arena, out);
             Ok(())
         })
+    }
+
+    fn check_clip(&self, input: &[f32]) -> Result<(), TrainError> {
+        let (expected, found) = (self.plan.input_len(), input.len());
+        if found == expected { Ok(()) } else { Err(TrainError::Uncached { expected, found }) }
+    }
+
+    fn check_target(&self, found: usize) -> Result<(), TrainError> {
+        let classes = self.classes.max(2);
+        if found < classes { Ok(()) } else { Err(TrainError::Target { found, classes }) }
     }
 
     fn prepare(&mut self) {
@@ -200,10 +207,15 @@ impl Trainer {
     /// Loss and gradient of a batch, without a step; the gradient stays until the next call.
     ///
     /// # Errors
-    /// An operator of the other engine that fails; an empty batch.
+    /// An empty batch; a clip that is not from [`Trainer::cache`]; a label beyond the scores; an operator of the other
+    /// engine that fails.
     pub fn gradient(&mut self, batch: &[Clip]) -> Result<f32, TrainError> {
         if batch.is_empty() {
             return Err(TrainError::Empty);
+        }
+        for (input, target) in batch {
+            self.check_clip(input)?;
+            self.check_target(*target)?;
         }
         self.prepare();
         self.total.fill(0.0);
@@ -273,18 +285,19 @@ impl Trainer {
     /// Logits of one cached clip.
     ///
     /// # Errors
-    /// An operator of the other engine that fails.
+    /// A clip that is not from [`Trainer::cache`]; an operator of the other engine that fails.
     pub fn logits(&mut self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
+        self.check_clip(input)?;
         self.prepare();
         let arena = &mut self.workers[0].arena;
         self.plan.forward(&self.weights, arena, input)?;
         Ok(self.plan.output(arena, 0).to_vec())
     }
 
-    /// Correct clips and mean loss on cached examples, first variant of each.
+    /// Correct clips and mean cross-entropy (whatever loss is trained with) on cached examples, first variant of each.
     ///
     /// # Errors
-    /// An operator of the other engine that fails.
+    /// As [`Trainer::logits`].
     pub fn evaluate(&mut self, examples: &Examples) -> Result<(usize, f64), TrainError> {
         let (mut correct, mut sum) = (0, 0.0);
         let plain = Loss::for_scores(self.classes, 0.0);
@@ -306,6 +319,12 @@ impl Trainer {
         adapter
     }
 
+    /// Writes into the adapter what it was trained with.
+    pub(super) fn describe(&mut self, examples: usize, steps: usize) {
+        self.adapter.examples = examples;
+        self.adapter.steps = steps;
+    }
+
     /// The gradient of the last batch, in the shapes of the adapter's tensors.
     pub fn gradients(&self) -> Adapter {
         let mut adapter = self.adapter.clone();
@@ -315,15 +334,29 @@ impl Trainer {
         adapter
     }
 
+    /// The gradient of the last batch as one vector, in the order of [`Trainer::snapshot`]: for a caller's own optimiser,
+    /// or for sums over devices.
+    pub fn gradient_values(&self) -> &[f32] {
+        &self.gradient
+    }
+
     /// The parameters as one vector.
     pub fn snapshot(&self) -> Vec<f32> {
         self.params.clone()
     }
 
     /// Takes parameters back that [`Trainer::snapshot`] gave; the optimiser starts afresh.
-    pub fn restore(&mut self, params: &[f32]) {
+    ///
+    /// # Errors
+    /// Another number of parameters.
+    pub fn restore(&mut self, params: &[f32]) -> Result<(), TrainError> {
+        let (expected, found) = (self.params.len(), params.len());
+        if found != expected {
+            return Err(TrainError::Parameters { expected, found });
+        }
         self.params.copy_from_slice(params);
         self.optimiser.reset();
         self.prepared = false;
+        Ok(())
     }
 }
