@@ -24,8 +24,6 @@ pub(crate) mod check;
 
 pub use crate::kernels::conv_geometry;
 
-pub use crate::kernels::conv_geometry;
-
 /// Activations that an operator has at most.
 pub const MAX_INPUTS: usize = 3;
 
