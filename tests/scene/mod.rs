@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -69,17 +69,11 @@ impl Scene {
 
     /// Runs `accentor` here, split at spaces.
     pub(crate) fn run(&self, line: &str) -> Output {
-        let mut command = self.command(line);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let started = Instant::now();
-        while child.try_wait().unwrap().is_none() {
-            if started.elapsed() > PATIENCE {
-                child.kill().unwrap();
-                panic!("accentor {line}: still running after {PATIENCE:?}");
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        child.wait_with_output().unwrap()
+        ended(self.start(line), line)
+    }
+
+    pub(crate) fn start(&self, line: &str) -> Child {
+        self.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// [`Scene::run`], which must succeed; the one object that `--json` prints.
@@ -101,6 +95,19 @@ impl Scene {
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_accentor")]).args(arguments(line));
         command.current_dir(self.folder.path()).output().unwrap()
     }
+}
+
+/// What a run left when it ended, which it must do in time.
+pub(crate) fn ended(mut child: Child, line: &str) -> Output {
+    let started = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("accentor {line}: still running after {PATIENCE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().unwrap()
 }
 
 /// `KWS` stands for our own model.
