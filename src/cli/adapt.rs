@@ -260,7 +260,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         (Some(g), Some(before)) => Some(BeforeAfter { before, after: session.evaluate(model.labels(), g)? }),
         _ => None,
     };
-    crate::lora::write_whole(&args.out, &trained.adapter, model.graph())?;
+    model.write_adapter(&args.out, &trained.adapter)?;
     let outcome = Outcome {
         trainable_parameters: trained.adapter.parameters(),
         adapter_bytes: folder_bytes(&args.out),
@@ -293,7 +293,6 @@ pub(super) fn train_adapter(
     threads: usize,
 ) -> anyhow::Result<Trained> {
     let mut trainer = model.trainer(adapter, threads)?;
-    let count = material.train.len();
     let train = trainer.cache(&material.train)?;
     let valid = material.valid.as_ref().map(|v| trainer.cache(v)).transpose()?;
     let replay = material.replay.as_ref().map(|r| trainer.cache(r)).transpose()?;
@@ -328,10 +327,7 @@ pub(super) fn train_adapter(
     if report.cancelled {
         report::note("stopped: the adapter is kept as it is now");
     }
-    let mut adapter = trainer.adapter();
-    adapter.steps = report.steps;
-    adapter.examples = count;
-    Ok(Trained { adapter, report, rate: config.rate, trials })
+    Ok(Trained { adapter: trainer.adapter(), report, rate: config.rate, trials })
 }
 
 /// The first Ctrl-C ends training at the next step; a second one ends the process.
