@@ -4,7 +4,7 @@
 //!
 //! The focal loss (Lin et al. 2017, arXiv 1708.02002) counts clips less that are right already: with p the probability
 //! of the clip's label, `-(1 - p)^γ · log p`. It stands beside cross-entropy here, on the demo's clips. The loop below
-//! is `Trainer::fit` written out: where a program learns a clip at a time, or takes its batches from elsewhere, it calls
+//! is the plain form of `Trainer::fit`: where a program learns a clip at a time, or takes its batches from elsewhere, it calls
 //! `Trainer::step` itself.
 
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
@@ -60,7 +60,7 @@ fn check(loss: &Loss, trainer: &mut Trainer, clips: &Examples) -> Result<f32, Mo
     Ok(apart)
 }
 
-/// `Trainer::fit` written out: shuffled batches of accent and replay, a rate for each step.
+/// The plain form of `Trainer::fit`: shuffled batches of accent and replay, a rate for each step.
 fn train(trainer: &mut Trainer, accent: &Examples, replay: &Examples) -> Result<f32, ModelError> {
     let mut rng = fastrand::Rng::with_seed(0);
     let mut clips: Vec<(&Examples, usize)> = (0..accent.len()).map(|i| (accent, i)).collect();

@@ -51,7 +51,7 @@ pub enum ModelError {
     Adapter(#[from] AdapterError),
     /// Merging.
     #[error(transparent)]
-    Merge(#[from] MergeError),
+    Merge(Box<MergeError>),
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -79,6 +79,12 @@ pub enum ModelError {
         /// What the model has.
         labels: Vec<String>,
     },
+}
+
+impl From<MergeError> for ModelError {
+    fn from(error: MergeError) -> Self {
+        Self::Merge(Box::new(error))
+    }
 }
 
 /// What the command line or a caller may say about a bare `.onnx` file.

@@ -166,11 +166,10 @@ mod tests {
             source: None,
         };
         let weight = (0..12).map(|i| i as f32 / 12.0).collect();
-        let mut graph = Graph::default();
-        graph.values = vec![value("x", &[1, 4], None), value("w", &[4, 3], Some(weight)), value("y", &[1, 3], None)];
+        let values = vec![value("x", &[1, 4], None), value("w", &[4, 3], Some(weight)), value("y", &[1, 3], None)];
         let (name, op_type) = (String::from("fc"), String::from("MatMul"));
-        graph.nodes = vec![Node { name, op_type, op: Op::MatMul, inputs: vec![0, 1], outputs: vec![2] }];
-        (graph.inputs, graph.outputs) = (vec![0], vec![2]);
+        let nodes = vec![Node { name, op_type, op: Op::MatMul, inputs: vec![0, 1], outputs: vec![2] }];
+        let graph = Graph { values, nodes, inputs: vec![0], outputs: vec![2] };
         Model::from_graph(graph, Vec::new(), None).unwrap()
     }
 
