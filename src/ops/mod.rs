@@ -15,6 +15,7 @@ pub mod depthwise;
 pub mod matmul;
 pub mod movement;
 pub mod pool;
+pub mod recurrent;
 pub mod reduce;
 pub mod softmax;
 pub mod unary;
@@ -22,6 +23,7 @@ pub mod unary;
 #[cfg(test)]
 pub(crate) mod check;
 
+use self::conv::ConvWeights;
 pub use crate::kernels::conv_geometry;
 
 /// Activations that an operator has at most.
@@ -67,6 +69,34 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
     /// not read again.
     fn vjp(
         &self,
+        x: &[&[f32]],
+        y: &[f32],
+        saved: &[f32],
+        dy: &mut [f32],
+        dx: &mut [Option<&mut [f32]>],
+        work: &mut [f32],
+    );
+}
+
+/// Weights of one step that adapters may change at most: input and recurrent weight, for two directions.
+pub const MAX_WEIGHTS: usize = 4;
+
+/// The weights that a step runs with; its own frozen ones where there is none.
+pub type Weights<'a> = [Option<&'a ConvWeights>; MAX_WEIGHTS];
+
+/// Where the gradients of trained weights are added, in the order of `w`.
+pub type WeightGradients<'a> = [Option<&'a mut [f32]>; MAX_WEIGHTS];
+
+/// An operator that holds several weights which an adapter may change, each by itself.
+pub trait Weighted: Operator {
+    /// [`Operator::forward`] with other weights.
+    fn forward_with(&self, weights: &Weights, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], work: &mut [f32]);
+
+    /// [`Operator::vjp`] with other weights; adds to each `dw` that is wanted.
+    fn vjp_with(
+        &self,
+        weights: &Weights,
+        dw: WeightGradients,
         x: &[&[f32]],
         y: &[f32],
         saved: &[f32],
