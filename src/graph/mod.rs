@@ -5,11 +5,13 @@
 
 mod ending;
 mod layout;
+mod recurrent;
 mod sites;
 
 use std::sync::Arc;
 
 pub use ending::{Ending, EndingKind};
+pub use recurrent::RecurrentLayer;
 pub use sites::{Choice, Layout, Site, SiteKind, choose};
 
 use crate::ops::binary::BinaryKind;
@@ -164,6 +166,8 @@ pub enum Op {
         /// LogSoftmax.
         log: bool,
     },
+    /// RNN, GRU or LSTM.
+    Recurrent(Box<RecurrentLayer>),
     /// tract's own operator: it runs, and has no gradient.
     Foreign(Arc<dyn Foreign>),
 }

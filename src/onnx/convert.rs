@@ -1,5 +1,7 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod recurrent;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -373,7 +375,7 @@ impl<'a> Converter<'a> {
                 let axis = axis(at, rank.max(1)).ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 Op::Softmax { axis, flatten, log: node.op_type == "LogSoftmax" }
             }
-            _ => return Ok(false),
+            _ => return self.lower_recurrent(node, name, inputs, outputs),
         };
         let takes = match &op {
             Op::Reshape | Op::Unary(_) | Op::Reduce(..) | Op::Slice(..) | Op::Pad(..) => vec![x],

@@ -3,6 +3,8 @@
 //! Convolutions and pools want channels last; a dense layer wants its features last; element-wise operators take what
 //! comes; a transpose only relabels. Where two of these meet, a permutation is made, once a value and order.
 
+mod recurrent;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -327,6 +329,7 @@ impl<'a> Lowering<'a> {
                 self.place(node.outputs[0], slot, placed.order);
                 Ok(())
             }
+            Op::Recurrent(layer) => self.recurrent(id, node, layer),
             Op::Foreign(foreign) => {
                 let mut x = Vec::new();
                 for input in &node.inputs {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::lower::Lowering;
 use crate::graph::{Foreign, Graph, Site, ValueId};
 use crate::lora::{Adaptation, SiteStep};
-use crate::ops::{Keeps, Operator};
+use crate::ops::{Keeps, MAX_WEIGHTS, Operator, Weighted};
 
 /// Index of a buffer of a [`Program`].
 pub type SlotId = usize;
@@ -80,7 +80,16 @@ pub(crate) enum StepKind {
     Masked(MaskedOp),
     /// Adapted layer of that index.
     Site(usize),
+    /// An operator with several weights, of which those are adapted that have the index of a site.
+    Weighted(Arc<dyn Weighted>, [Option<usize>; MAX_WEIGHTS]),
     Foreign(Arc<dyn Foreign>),
+}
+
+impl StepKind {
+    /// Whether an adapter changes what it computes.
+    pub(crate) fn is_adapted(&self) -> bool {
+        matches!(self, Self::Site(_) | Self::Weighted(..))
+    }
 }
 
 /// Built in two forms: mask saved as bits, or read from the kept output.
@@ -143,7 +152,7 @@ impl Program {
     pub fn adapted_slots(&self) -> Vec<bool> {
         let mut adapted = vec![false; self.slots.len()];
         for step in &self.steps {
-            if matches!(step.kind, StepKind::Site(_)) || step.x.iter().any(|x| adapted[*x]) {
+            if step.kind.is_adapted() || step.x.iter().any(|x| adapted[*x]) {
                 step.y.iter().for_each(|y| adapted[*y] = true);
             }
         }
@@ -172,7 +181,7 @@ impl Program {
     pub(crate) fn constant_slots(&self) -> Vec<bool> {
         let mut constant = vec![false; self.slots.len()];
         for step in &self.steps {
-            if step.x.iter().all(|x| constant[*x]) && !matches!(step.kind, StepKind::Site(_)) {
+            if step.x.iter().all(|x| constant[*x]) && !step.kind.is_adapted() {
                 step.y.iter().for_each(|y| constant[*y] = true);
             }
         }
@@ -197,6 +206,7 @@ impl Program {
     pub(crate) fn keeps(&self, step: &Step, output_kept: bool) -> Keeps {
         match &step.kind {
             StepKind::Op(op) => op.keeps(),
+            StepKind::Weighted(op, _) => op.keeps(),
             StepKind::Masked(op) if output_kept => op.output.keeps(),
             StepKind::Masked(op) => op.bits.keeps(),
             StepKind::Site(site) => {
