@@ -17,8 +17,8 @@
 //! - `rank_pattern` and `alpha_pattern` hold the sites that differ from `r` and `lora_alpha`. PEFT takes their keys as
 //!   regular expressions for the end of a module path, first match wins: ours are escaped and begin with `^`, so each
 //!   fits one module.
-//! - PEFT has no pair for a recurrent layer: its `target_parameters` wraps a parameter that `nn.LSTM` does not read, since
-//!   it runs from its flat weights. So it cannot load those pairs; `merge` carries them to any runtime.
+//! - PEFT cannot load the pairs of recurrent layers from here: it has them as `target_parameters` of the PyTorch module, under
+//!   names and in an order of the gates that no ONNX file keeps. `merge` carries them to any runtime.
 //! - `adapter_config.json` has one object that PEFT ignores (it warns), `accentor`: format version, sha256 of the base,
 //!   parent, counts, labels, and a table of the sites. Without it, a folder is one that was trained in PyTorch: its
 //!   tensors are matched to the sites by key.

@@ -575,6 +575,61 @@ def batch_of_one(name):
     return n.gemm(x, "fc", 30, 5, out="logits") and n.model()
 
 
+# ---- recurrent
+
+def recurrent(n, op, x, key, size, hidden, h0="", c0="", peepholes=False, bias=True, outputs=("Y",), **attrs):
+    """Names of the outputs that are asked for."""
+    gates = dict(RNN=1, GRU=3, LSTM=4)[op]
+    directions = 2 if attrs.get("direction") == "bidirectional" else 1
+    ins = [x, n.weight(f"{key}_W", [directions, gates * hidden, size], size), n.weight(f"{key}_R", [directions, gates * hidden, hidden], hidden)]
+    ins += [n.const(n.values(f"{key}_B", [directions, 2 * gates * hidden], 0.25), f"{key}_B") if bias else "", "", h0, c0]
+    ins += [n.const(n.values(f"{key}_P", [directions, 3 * hidden], 0.5), f"{key}_P")] if peepholes else []
+    while not ins[-1]:
+        ins.pop()
+    outs = [f"{key}_{o}" if o in outputs else "" for o in ("Y", "Y_h", "Y_c")]
+    while not outs[-1]:
+        outs.pop()
+    n.nodes.append(helper.make_node(op, ins, outs, name=key, hidden_size=hidden, **attrs))
+    return [o for o in outs if o]
+
+
+@net
+def gru(name):
+    """Reset behind the product, Y into a second layer with the reset before it, from a state that a layer gives."""
+    n = Net(name, 14, [6, 5])
+    x = n.node("Transpose", "x", perm=[1, 0, 2])
+    y, last = recurrent(n, "GRU", x, "first", 5, 6, outputs=("Y", "Y_h"), linear_before_reset=1)
+    y = n.node("Squeeze", [y, n.ints(1)])
+    start = n.node("Tanh", n.matmul(last, "start", 6, 7))
+    [last] = recurrent(n, "GRU", y, "second", 6, 7, h0=start, outputs=("Y_h",), direction="reverse")
+    x = n.node("Squeeze", [last, n.ints(0)])
+    return n.gemm(x, "fc", 7, 5, out="logits") and n.model()
+
+
+@net
+def lstm(name):
+    """Both directions with peepholes and all outputs; a second layer from both of its states, coupled gates."""
+    n = Net(name, 14, [5, 4])
+    x = n.node("Transpose", "x", perm=[1, 0, 2])
+    y, last, cell = recurrent(n, "LSTM", x, "both", 4, 5, peepholes=True, outputs=("Y", "Y_h", "Y_c"), direction="bidirectional")
+    y = n.node("Reshape", [n.node("Transpose", y, perm=[0, 2, 1, 3]), n.ints(0, -1, 10)])
+    first = lambda t: n.node("ReduceMean", t, axes=[0], keepdims=1)  # noqa: E731
+    second = recurrent(n, "LSTM", y, "next", 10, 5, h0=first(last), c0=first(cell), outputs=("Y",), bias=False)[0]
+    x = n.node("ReduceMean", second, axes=[0, 1], keepdims=0)
+    return n.gemm(x, "fc", 5, 5, out="logits") and n.model()
+
+
+@net
+def rnn(name):
+    """A convolution in front, opset 7, both directions, from constant states; Y_h alone."""
+    n = Net(name, 7, [3, 9], batch=1)
+    x = n.node("Transpose", n.conv("x", "a", 3, 4, [3], strides=[2]), perm=[2, 0, 1])
+    h0 = n.const(n.values("h0", [2, 1, 6], 0.5), "h0")
+    [last] = recurrent(n, "RNN", x, "turns", 4, 6, h0=h0, outputs=("Y_h",), direction="bidirectional", activations=["Tanh", "Sigmoid"])
+    x = n.node("Reshape", [n.node("Transpose", last, perm=[1, 0, 2]), n.ints(1, 12)])
+    return n.gemm(x, "fc", 12, 5, out="logits") and n.model(initializers_are_inputs=True)
+
+
 # ---- endings: the same network, weights and adapters in front of each
 
 def ending(name, op, classes=5, opset=13, **attrs):
