@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
+import operators
+
 
 @dataclass
 class Site:
@@ -201,7 +203,7 @@ class Twin(nn.Module):
             if node.op_type in FUNCTIONS:
                 sites += self.recurrent_sites(node)
                 continue
-            if node.op_type not in ("Conv", "MatMul", "Gemm") or node.output[0] in self.constants:
+            if node.op_type not in ("Conv", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
                 continue
             a = attributes(node)
             left = node.op_type == "MatMul" and node.input[0] in self.constants
@@ -216,6 +218,8 @@ class Twin(nn.Module):
                 kind, layout = ("depthwise" if depthwise else "conv"), ("oihw" if len(shape) == 4 else "oiw")
             elif len(shape) != 2:
                 continue
+            elif node.op_type == "Einsum":
+                kind, layout = "matmul", operators.einsum_layout(node)
             elif node.op_type == "Gemm":
                 kind, layout = "gemm", "out_in" if a.get("transB", 0) ^ turned else "in_out"
             else:
@@ -447,8 +451,6 @@ class Twin(nn.Module):
                 return [y if arg(2) is None else y + a.get("beta", 1.0) * v[2]]
             case "RNN" | "GRU" | "LSTM":
                 return self.recur(node, a, v)
-            case "Expand":
-                return [x.expand(torch.broadcast_shapes(x.shape, ints(v[1])))]
             case "Add":
                 return [x + v[1]]
             case "Sub":
@@ -560,4 +562,7 @@ class Twin(nn.Module):
                     return [self.to_torch(numpy_helper.to_array(a["value"]))]
                 key, value = next(iter(a.items()))
                 return [torch.tensor(value, dtype=torch.int64 if "int" in key else self.dtype)]
+        found = operators.evaluate(self, node, a, v)
+        if found is not None:
+            return found
         raise NotImplementedError(f"{node.op_type} ({node.name})")
