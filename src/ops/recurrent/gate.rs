@@ -16,6 +16,10 @@
 //!
 //! With a `clip`, x is cut to ±clip first; the slope is 0 where that happened, which y tells: it has the value of a bound.
 
+use rten_simd::{Isa, SimdOp};
+
+use crate::kernels::elementary::{exp, exp_m1, sigmoid};
+
 /// A function of a gate, with its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -68,11 +72,33 @@ pub enum Gate {
     Softplus,
 }
 
+/// x = f(x), as vector code of the machine.
+struct Map<'a, F> {
+    x: &'a mut [f32],
+    f: F,
+}
+
+impl<F: Fn(f32) -> f32> SimdOp for Map<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) {
+        for x in self.x {
+            *x = (self.f)(*x);
+        }
+    }
+}
+
 #[inline(always)]
 fn map(x: &mut [f32], f: impl Fn(f32) -> f32) {
-    for x in x {
-        *x = f(*x);
-    }
+    Map { x, f }.dispatch();
+}
+
+/// tanh from e^(−2|x|) − 1, which neither cancels about 0 nor overflows.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    let t = exp_m1(-2.0 * x.abs());
+    (-t / (2.0 + t)).copysign(x)
 }
 
 /// d *= slope(y).
@@ -90,21 +116,17 @@ impl Gate {
             map(x, |x| x.clamp(-clip, clip));
         }
         match self {
-            Self::Sigmoid => map(x, |x| {
-                // Stable in both tails: the exponential is of −|x| and never overflows.
-                let t = (-x.abs()).exp();
-                (if x < 0.0 { t } else { 1.0 }) / (1.0 + t)
-            }),
-            Self::Tanh => map(x, f32::tanh),
+            Self::Sigmoid => map(x, sigmoid),
+            Self::Tanh => map(x, tanh),
             Self::Relu => map(x, |x| if x < 0.0 { 0.0 } else { x }),
             Self::Affine { alpha, beta } => map(x, |x| alpha * x + beta),
             Self::LeakyRelu { alpha } => map(x, |x| if x < 0.0 { alpha * x } else { x }),
             Self::ThresholdedRelu { alpha } => map(x, |x| if x <= alpha { 0.0 } else { x }),
-            Self::ScaledTanh { alpha, beta } => map(x, |x| alpha * (beta * x).tanh()),
+            Self::ScaledTanh { alpha, beta } => map(x, |x| alpha * tanh(beta * x)),
             Self::HardSigmoid { alpha, beta } => map(x, |x| (alpha * x + beta).clamp(0.0, 1.0)),
-            Self::Elu { alpha } => map(x, |x| if x < 0.0 { alpha * x.exp_m1() } else { x }),
+            Self::Elu { alpha } => map(x, |x| if x < 0.0 { alpha * exp_m1(x) } else { x }),
             Self::Softsign => map(x, |x| x / (1.0 + x.abs())),
-            Self::Softplus => map(x, |x| x.max(0.0) + (-x.abs()).exp().ln_1p()),
+            Self::Softplus => map(x, |x| x.max(0.0) + exp(-x.abs()).ln_1p()),
         }
     }
 
@@ -121,7 +143,7 @@ impl Gate {
             Self::HardSigmoid { alpha, .. } => scale(y, d, |y| if y > 0.0 && y < 1.0 { alpha } else { 0.0 }),
             Self::Elu { alpha } => scale(y, d, |y| if y > 0.0 { 1.0 } else { y + alpha }),
             Self::Softsign => scale(y, d, |y| (1.0 - y.abs()) * (1.0 - y.abs())),
-            Self::Softplus => scale(y, d, |y| -(-y).exp_m1()),
+            Self::Softplus => scale(y, d, |y| -exp_m1(-y)),
         }
         if let Some(clip) = clip {
             let mut bounds = [-clip, clip];
