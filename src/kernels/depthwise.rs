@@ -177,7 +177,6 @@ impl Depthwise<'_> {
             return Some(run);
         }
     }
-
 }
 
 /// Taps of a tile: where its weights stand, and what its first position reads.
