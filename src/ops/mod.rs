@@ -15,6 +15,7 @@ pub mod depthwise;
 pub mod matmul;
 pub mod movement;
 pub mod pool;
+pub mod quantise;
 pub mod reduce;
 pub mod softmax;
 pub mod unary;
