@@ -142,11 +142,12 @@ impl Graph {
         let needed = self.ancestors(output);
         let mut sites: Vec<Site> = Vec::new();
         for (id, node) in self.nodes.iter().enumerate() {
-            let layer = self.layer(id).filter(|site| needed[id] && self.values[site.weight].stored);
+            let layer = self.layer(id).filter(|site| needed[id] && self.values[site.weight].is_in_file());
             if let Some(mut site) = layer {
                 let initializer = &self.values[site.weight];
-                site.key = match initializer.name.strip_suffix(".weight") {
-                    Some(module) if initializer.stored && !module.is_empty() => module.to_owned(),
+                let name = initializer.quantised.as_ref().map_or(initializer.name.as_str(), |q| q.float_name());
+                site.key = match name.strip_suffix(".weight") {
+                    Some(module) if !module.is_empty() => module.to_owned(),
                     _ => node.name.clone(),
                 };
                 let taken = |key: &str| sites.iter().any(|s| s.key == key);
@@ -222,7 +223,7 @@ impl Graph {
             (site.inputs, site.outputs) =
                 if site.layout == Layout::OutIn { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
         }
-        let stored = |b: &ValueId| self.values[*b].stored;
+        let stored = |b: &ValueId| self.values[*b].is_in_file();
         site.bias = match &node.op {
             Op::Conv(..) => node.inputs.get(2).copied().filter(stored),
             Op::Gemm { beta, .. } => {

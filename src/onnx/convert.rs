@@ -1,5 +1,7 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod quantised;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -27,11 +29,14 @@ pub(super) struct Converter<'a> {
     names: Names,
     /// Constant values as tract has them, for shapes, axes and the like.
     constants: HashMap<ValueId, Arc<Tensor>>,
+    rescaled: quantised::Rescaled,
 }
 
 impl<'a> Converter<'a> {
     pub(super) fn new(facts: &'a Facts<'a>, opset: i64, proto: &'a ModelProto) -> Self {
-        Self { facts, opset, proto, graph: Graph::default(), names: Names::new(), constants: HashMap::new() }
+        let rescaled = proto.graph.as_ref().map(|g| quantised::Rescaled::find(g, facts)).unwrap_or_default();
+        let (graph, names, constants) = (Graph::default(), Names::new(), HashMap::new());
+        Self { facts, opset, proto, graph, names, constants, rescaled }
     }
 
     pub(super) fn finish(self) -> Graph {
@@ -108,7 +113,11 @@ impl<'a> Converter<'a> {
         if outputs.is_empty() || outputs.iter().all(|o| self.graph.is_constant(*o)) {
             if let ([y], Some(Some(x))) = (outputs.as_slice(), inputs.first()) {
                 self.graph.values[*y].source = self.source(node, *x);
+                self.graph.values[*y].quantised = self.quantised_constant(node, *x);
             }
+            return Ok(());
+        }
+        if self.lower_quantised(node, &name, &inputs, &outputs)? {
             return Ok(());
         }
         let standard = node.domain.is_empty() || node.domain == "ai.onnx";
@@ -387,7 +396,15 @@ impl<'a> Converter<'a> {
     fn temporary(&mut self, node: &NodeProto, name: &str, shape: Vec<usize>, like: ValueId) -> ValueId {
         let element = self.graph.values[like].element;
         let name = format!("{name}~{}~{}", node.op_type, self.graph.values.len());
-        self.graph.values.push(Value { name, shape, element, constant: None, stored: false, source: None });
+        self.graph.values.push(Value {
+            name,
+            shape,
+            element,
+            constant: None,
+            stored: false,
+            source: None,
+            quantised: None,
+        });
         self.graph.values.len() - 1
     }
 
@@ -552,7 +569,7 @@ impl<'a> Converter<'a> {
     }
 }
 
-fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
+pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
     let rank = a.len().max(b.len());
     let at = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
     (0..rank).map(|i| if at(a, i) == 1 { at(b, i) } else { at(a, i) }).collect()
