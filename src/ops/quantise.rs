@@ -90,35 +90,42 @@ impl Operator for Quantise {
         let x = x[0];
         let Scales { low, high, .. } = self.scales;
         match self.half {
-            Half::Quantise => self.rows(|at, s, z| {
-                y[at.clone()]
-                    .iter_mut()
-                    .zip(&x[at])
-                    .for_each(|(y, x)| *y = ((x / s).round_ties_even() + z).clamp(low, high));
-            }),
-            Half::Dequantise => self.rows(|at, s, z| {
-                y[at.clone()].iter_mut().zip(&x[at]).for_each(|(y, x)| *y = (x - z) * s);
-            }),
-            Half::Fake => self.rows(|at, s, z| {
-                let fake = |x: f32| (((x / s).round_ties_even() + z).clamp(low, high) - z) * s;
-                y[at.clone()].iter_mut().zip(&x[at]).for_each(|(y, x)| *y = fake(*x));
-            }),
-        }
-        if !saved.is_empty() {
-            let mut bits = 0u32;
-            self.rows(|at, s, z| {
-                for i in at {
-                    let q = (x[i] / s).round_ties_even() + z;
-                    bits |= u32::from(q >= low && q <= high) << (i % BITS);
-                    if i % BITS == BITS - 1 {
-                        saved[i / BITS] = f32::from_bits(bits);
-                        bits = 0;
-                    }
-                }
-            });
-            if !x.len().is_multiple_of(BITS) {
-                saved[x.len() / BITS] = f32::from_bits(bits);
+            Half::Quantise => {
+                self.rows(|at, s, z| map(&x[at.clone()], &mut y[at], |x| rounded(x / s, low - z, high - z) + z))
             }
+            Half::Dequantise => self.rows(|at, s, z| map(&x[at.clone()], &mut y[at], |x| (x - z) * s)),
+            // The zero point is a whole number: taken off and added again it changes nothing.
+            Half::Fake => {
+                self.rows(|at, s, z| map(&x[at.clone()], &mut y[at], |x| rounded(x / s, low - z, high - z) * s))
+            }
+        }
+        if saved.is_empty() {
+            return;
+        }
+        let inside = |x: f32, s: f32, z: f32| {
+            let (low, high) = (low - z, high - z);
+            let rounded = rounded(x / s, low - 1.0, high + 1.0);
+            rounded >= low && rounded <= high
+        };
+        if let ([s], [z]) = (&*self.scales.scale, &*self.scales.zero_point) {
+            for (x, saved) in x.chunks(BITS).zip(saved) {
+                let bits = x.iter().enumerate().fold(0, |bits, (i, x)| bits | u32::from(inside(*x, *s, *z)) << i);
+                *saved = f32::from_bits(bits);
+            }
+            return;
+        }
+        let mut bits = 0u32;
+        self.rows(|at, s, z| {
+            for i in at {
+                bits |= u32::from(inside(x[i], s, z)) << (i % BITS);
+                if i % BITS == BITS - 1 {
+                    saved[i / BITS] = f32::from_bits(bits);
+                    bits = 0;
+                }
+            }
+        });
+        if !x.len().is_multiple_of(BITS) {
+            saved[x.len() / BITS] = f32::from_bits(bits);
         }
     }
 
@@ -132,13 +139,44 @@ impl Operator for Quantise {
         _work: &mut [f32],
     ) {
         let Some(dx) = dx[0].as_deref_mut() else { return };
-        let inside = |i: usize| saved[i / BITS].to_bits() & (1 << (i % BITS)) != 0;
+        if self.half != Half::Dequantise {
+            for (dy, saved) in dy.chunks_mut(BITS).zip(saved) {
+                let bits = saved.to_bits();
+                dy.iter_mut().enumerate().for_each(|(i, dy)| *dy = if bits & (1 << i) != 0 { *dy } else { 0.0 });
+            }
+        }
         match self.half {
-            Half::Quantise => self.rows(|at, s, _| at.filter(|i| inside(*i)).for_each(|i| dx[i] += dy[i] / s)),
-            Half::Dequantise => self.rows(|at, s, _| at.for_each(|i| dx[i] += dy[i] * s)),
-            Half::Fake => self.rows(|at, _, _| at.filter(|i| inside(*i)).for_each(|i| dx[i] += dy[i])),
+            Half::Quantise => self.rows(|at, s, _| add(&mut dx[at.clone()], &dy[at], |dy| dy / s)),
+            Half::Dequantise => self.rows(|at, s, _| add(&mut dx[at.clone()], &dy[at], |dy| dy * s)),
+            Half::Fake => add(dx, dy, |dy| dy),
         }
     }
+}
+
+/// y = f(x).
+#[inline(always)]
+fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x));
+}
+
+/// dx += f(dy).
+#[inline(always)]
+fn add(dx: &mut [f32], dy: &[f32], f: impl Fn(f32) -> f32) {
+    dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += f(*dy));
+}
+
+/// 1.5 · 2²³: a float beside it has no fraction, so that adding it rounds to a whole number, half to even.
+const ROUNDER: f32 = 12_582_912.0;
+/// The largest magnitude that [`ROUNDER`] rounds.
+const ROUNDED: f32 = 4_194_304.0;
+
+/// `x` within the whole numbers `low` and `high`, rounded half to even. The addition is many times faster than the call that
+/// rounding is on processors without an instruction for it.
+#[inline(always)]
+fn rounded(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x < low { low } else { x };
+    let x = if x > high { high } else { x };
+    if low < -ROUNDED || high > ROUNDED { x.round_ties_even() } else { (x + ROUNDER) - ROUNDER }
 }
 
 /// What of a quantisation to 8 bits without sign, with the range of the data, is wanted.
@@ -189,10 +227,10 @@ impl Operator for DynamicQuantise {
 
     fn forward(&self, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], _work: &mut [f32]) {
         let (s, z) = range(x[0]);
-        let quantised = |x: f32| ((x / s).round_ties_even() + z).clamp(0.0, 255.0);
+        let centred = |x: f32| rounded(x / s, -z, 255.0 - z);
         match self.part {
-            DynamicPart::Integers => y.iter_mut().zip(x[0]).for_each(|(y, x)| *y = quantised(*x)),
-            DynamicPart::Fake => y.iter_mut().zip(x[0]).for_each(|(y, x)| *y = (quantised(*x) - z) * s),
+            DynamicPart::Integers => map(x[0], y, |x| centred(x) + z),
+            DynamicPart::Fake => map(x[0], y, |x| centred(x) * s),
             DynamicPart::Scale => y[0] = s,
             DynamicPart::ZeroPoint => y[0] = z,
         }
@@ -303,6 +341,15 @@ mod tests {
         // An odd zero point comes after the rounding.
         assert_eq!(quantise(&x[..6], scales(1.0, 0.0, 255.0)), [1.0, 1.0, 3.0, 3.0, 0.0, 0.0]);
         assert!(quantise(&[f32::NAN], scales(0.0, 0.0, 255.0))[0].is_nan());
+    }
+
+    #[test]
+    fn rounding_by_addition_is_rounding_to_even() {
+        for x in (-70000..70000).map(|i| i as f32 / 8.0) {
+            assert_eq!(rounded(x, -32768.0, 32767.0), x.clamp(-32768.0, 32767.0).round_ties_even(), "{x}");
+        }
+        assert_eq!(rounded(3e9, i32::MIN as f32, i32::MAX as f32), i32::MAX as f32);
+        assert_eq!(rounded(8_388_609.0, i32::MIN as f32, i32::MAX as f32), 8_388_609.0);
     }
 
     #[test]
