@@ -39,7 +39,8 @@ impl<'a> Converter<'a> {
         Self { facts, opset, proto, graph, names, constants, rescaled }
     }
 
-    pub(super) fn finish(self) -> Graph {
+    pub(super) fn finish(mut self) -> Graph {
+        self.drop_integers();
         self.graph
     }
 
@@ -129,18 +130,25 @@ impl<'a> Converter<'a> {
         Ok(())
     }
 
-    /// Where a weight comes from that stands behind Identity or the transpose of a matrix.
+    /// Where a weight comes from that stands behind Identity, a Cast to a wider float, or the transpose of a matrix.
     fn source(&self, node: &NodeProto, x: ValueId) -> Option<Source> {
         let matrix = self.graph.values[x].shape.len() == 2;
         let perm = Attributes(node).ints("perm");
         let transposed = match node.op_type.as_str() {
             "Identity" => false,
+            "Cast" if self.graph.values[x].element.is_float() && self.is_wider(node) => false,
             "Transpose" if matrix => perm.is_none_or(|p| p == [1, 0]),
             _ => return None,
         };
         let behind = self.graph.values[x].source;
         let value = behind.map_or(x, |s| s.value);
         Some(Source { value, transposed: transposed != behind.is_some_and(|s| s.transposed) })
+    }
+
+    /// Whether a Cast keeps every value: to 32 bits or more.
+    fn is_wider(&self, node: &NodeProto) -> bool {
+        use tract_onnx::pb::tensor_proto::DataType;
+        Attributes(node).int("to").is_some_and(|to| [DataType::Float as i64, DataType::Double as i64].contains(&to))
     }
 
     fn known(&self, node: &NodeProto) -> bool {

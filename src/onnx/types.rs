@@ -105,7 +105,7 @@ fn widen_tensor(tensor: &mut TensorProto, folder: Option<&Path>) -> Result<(), O
         raw.chunks_exact(2).flat_map(|b| [0, 0, b[0], b[1]]).collect()
     };
     tensor.data_type = widened(old);
-    tensor.raw_data = wide.into();
+    tensor.raw_data = wide;
     tensor.int32_data.clear();
     tensor.external_data.clear();
     tensor.data_location = None;

@@ -105,7 +105,7 @@ pub enum WireError {
         name: String,
     },
     /// A type that a weight cannot have.
-    #[error("`{name}` has ONNX data type {data_type}; expected float (1), float16 (10) or double (11)")]
+    #[error("`{name}` has ONNX data type {data_type}; expected float (1), float16 (10), double (11) or bfloat16 (16)")]
     DataType {
         /// Tensor.
         name: String,
@@ -123,7 +123,7 @@ pub enum WireError {
         found: Vec<usize>,
     },
     /// A value beyond a 16-bit float.
-    #[error("`{name}` is float16 in the ONNX file, which cannot hold {value}; train with a lower --lr or --alpha")]
+    #[error("`{name}` has 16 bits in the ONNX file, which cannot hold {value}; train with a lower --lr or --alpha")]
     Range {
         /// Tensor.
         name: String,
@@ -205,6 +205,7 @@ const VALUE_INFO_TYPE: u64 = 2;
 const FLOAT: u64 = 1;
 const FLOAT16: u64 = 10;
 const DOUBLE: u64 = 11;
+const BFLOAT16: u64 = 16;
 
 // Wire types.
 const VARINT: u8 = 0;

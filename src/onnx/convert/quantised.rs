@@ -632,6 +632,17 @@ impl Converter<'_> {
         Ok(Some(()))
     }
 
+    /// Lets go of the integers whose real values a layer has: no node reads them any more.
+    pub(super) fn drop_integers(&mut self) {
+        let mut read = vec![false; self.graph.values.len()];
+        self.graph.nodes.iter().flat_map(|n| &n.inputs).for_each(|i| read[*i] = true);
+        for (value, read) in self.graph.values.iter_mut().zip(read) {
+            if value.element == Element::Integer && !read {
+                value.constant = None;
+            }
+        }
+    }
+
     /// Where the constant that `node` gives has its integers in the file.
     pub(super) fn quantised_constant(&self, node: &NodeProto, x: ValueId) -> Option<Quantised> {
         let scale = node.input.get(1)?.clone();

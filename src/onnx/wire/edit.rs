@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::half::f16_bits;
+use super::half::{bf16_bits, f16_bits};
 use super::{
-    ATTRIBUTE_FLOATS, ATTRIBUTE_NAME, ATTRIBUTE_TENSOR, BYTES, Contents, DOUBLE, Edit, FIXED32, FIXED64, FLOAT,
-    FLOAT16, FileTensor, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_NODE, MODEL_GRAPH, NODE_ATTRIBUTE, NODE_INPUT,
+    ATTRIBUTE_FLOATS, ATTRIBUTE_NAME, ATTRIBUTE_TENSOR, BFLOAT16, BYTES, Contents, DOUBLE, Edit, FIXED32, FIXED64,
+    FLOAT, FLOAT16, FileTensor, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_NODE, MODEL_GRAPH, NODE_ATTRIBUTE, NODE_INPUT,
     NODE_NAME, NODE_OP_TYPE, NODE_OUTPUT, NewNode, Replacement, TENSOR_DATA_TYPE, TENSOR_DIMS, TENSOR_DOUBLE_DATA,
     TENSOR_FLOAT_DATA, TENSOR_INT32_DATA, TENSOR_NAME, TENSOR_RAW_DATA, VALUE_INFO_NAME, VALUE_INFO_TYPE, VARINT,
     WireError, fields, tensor,
@@ -170,7 +170,7 @@ impl<'e> Plan<'_, 'e> {
     fn float_tensor(&self, name: &str) -> Result<&FileTensor, WireError> {
         let tensor = self.contents.tensors.get(name).ok_or_else(|| WireError::NoTensor { name: name.to_owned() })?;
         match tensor.data_type {
-            FLOAT | FLOAT16 | DOUBLE => Ok(tensor),
+            FLOAT | FLOAT16 | DOUBLE | BFLOAT16 => Ok(tensor),
             data_type => Err(WireError::DataType { name: name.to_owned(), data_type }),
         }
     }
@@ -243,9 +243,13 @@ impl<'e> Plan<'_, 'e> {
 }
 
 fn check_range(tensor: &Replacement<'_>, data_type: u64) -> Result<(), WireError> {
-    let lost = |v: &&f32| v.is_finite() && f16_bits(**v) & 0x7fff == 0x7c00;
-    match tensor.values.iter().find(lost) {
-        Some(value) if data_type == FLOAT16 => Err(WireError::Range { name: tensor.name.to_owned(), value: *value }),
+    let infinite = |v: f32| match data_type {
+        FLOAT16 => f16_bits(v) & 0x7fff == 0x7c00,
+        BFLOAT16 => bf16_bits(v) & 0x7fff == 0x7f80,
+        _ => false,
+    };
+    match tensor.values.iter().find(|v| v.is_finite() && infinite(**v)) {
+        Some(value) => Err(WireError::Range { name: tensor.name.to_owned(), value: *value }),
         _ => Ok(()),
     }
 }
@@ -315,6 +319,7 @@ fn replace_values<'a>(message: &'a [u8], values: &[f32]) -> Result<Pieces<'a>, W
 fn raw(data_type: u64, values: &[f32]) -> Vec<u8> {
     match data_type {
         FLOAT16 => values.iter().flat_map(|v| f16_bits(*v).to_le_bytes()).collect(),
+        BFLOAT16 => values.iter().flat_map(|v| bf16_bits(*v).to_le_bytes()).collect(),
         DOUBLE => values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
@@ -323,13 +328,19 @@ fn raw(data_type: u64, values: &[f32]) -> Vec<u8> {
 /// The field that holds `values` as a list, packed into one or one a value.
 fn typed(number: u64, data_type: u64, values: &[f32], packed: bool) -> Vec<u8> {
     let mut out = Vec::new();
+    let half = match data_type {
+        FLOAT16 => Some(f16_bits as fn(f32) -> u16),
+        BFLOAT16 => Some(bf16_bits as fn(f32) -> u16),
+        _ => None,
+    };
     if packed {
-        let list = if data_type == FLOAT16 {
-            let mut list = Vec::new();
-            values.iter().for_each(|v| put_varint(&mut list, f16_bits(*v).into()));
-            list
-        } else {
-            raw(data_type, values)
+        let list = match half {
+            Some(bits) => {
+                let mut list = Vec::new();
+                values.iter().for_each(|v| put_varint(&mut list, bits(*v).into()));
+                list
+            }
+            None => raw(data_type, values),
         };
         out = head(number, list.len());
         out.extend(list);
@@ -337,13 +348,14 @@ fn typed(number: u64, data_type: u64, values: &[f32], packed: bool) -> Vec<u8> {
     }
     for value in values {
         let wire = match data_type {
-            FLOAT16 => VARINT,
+            FLOAT16 | BFLOAT16 => VARINT,
             DOUBLE => FIXED64,
             _ => FIXED32,
         };
         put_varint(&mut out, number << 3 | u64::from(wire));
         match data_type {
             FLOAT16 => put_varint(&mut out, f16_bits(*value).into()),
+            BFLOAT16 => put_varint(&mut out, bf16_bits(*value).into()),
             DOUBLE => out.extend(f64::from(*value).to_le_bytes()),
             _ => out.extend(value.to_le_bytes()),
         }
