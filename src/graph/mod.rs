@@ -5,12 +5,14 @@
 
 mod ending;
 mod layout;
+mod quantised;
 mod recurrent;
 mod sites;
 
 use std::sync::Arc;
 
 pub use ending::{Ending, EndingKind};
+pub use quantised::{Quantisation, Quantised, Spread};
 pub use recurrent::RecurrentLayer;
 pub use sites::{Choice, Layout, Site, SiteKind, choose};
 
@@ -18,6 +20,7 @@ use crate::ops::binary::BinaryKind;
 use crate::ops::fold::FoldKind;
 use crate::ops::function::FunctionKind;
 use crate::ops::movement::PadMode;
+use crate::ops::quantise::{DynamicPart, Half};
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
 
@@ -54,6 +57,8 @@ pub struct Value {
     pub stored: bool,
     /// The tensor of the file that it is a copy or a transpose of, where the file has it behind such a node.
     pub source: Option<Source>,
+    /// The integers of the file that it stands for, where the file has a float weight only in that form.
+    pub quantised: Option<Quantised>,
 }
 
 /// Where a folded weight comes from.
@@ -77,6 +82,8 @@ pub enum Element {
     F64,
     /// An integer, held as f32 (exact up to 2²⁴).
     Integer,
+    /// An integer that stands for a real number, as QuantizeLinear gives it: a straight-through gradient passes.
+    Quantised,
     /// A truth value, held as 0 or 1.
     Bool,
 }
@@ -84,7 +91,7 @@ pub enum Element {
 impl Element {
     /// Whether a gradient can pass.
     pub fn is_float(self) -> bool {
-        matches!(self, Element::F32 | Element::F16 | Element::F64)
+        matches!(self, Element::F32 | Element::F16 | Element::F64 | Element::Quantised)
     }
 }
 
@@ -196,6 +203,10 @@ pub enum Op {
         /// Whether the updates are added; else they replace.
         add: bool,
     },
+    /// One half of a quantisation with constant scales.
+    Quantise(Half, Quantisation),
+    /// A part of a quantisation to the range of the data.
+    DynamicQuantise(DynamicPart),
     /// tract's own operator: it runs, and has no gradient.
     Foreign(Arc<dyn Foreign>),
 }

@@ -150,11 +150,12 @@ impl Graph {
         let mut sites: Vec<Site> = Vec::new();
         for (id, node) in self.nodes.iter().enumerate() {
             let layer = self.layer(id).into_iter().chain(self.recurrent_sites(id));
-            for mut site in layer.filter(|site| needed[id] && self.values[site.weight].stored) {
+            for mut site in layer.filter(|site| needed[id] && self.values[site.weight].is_in_file()) {
                 let initializer = &self.values[site.weight];
+                let name = initializer.quantised.as_ref().map_or(initializer.name.as_str(), |q| q.float_name());
                 if site.key.is_empty() {
-                    site.key = match initializer.name.strip_suffix(".weight") {
-                        Some(module) if initializer.stored && !module.is_empty() => module.to_owned(),
+                    site.key = match name.strip_suffix(".weight") {
+                        Some(module) if !module.is_empty() => module.to_owned(),
                         _ => node.name.clone(),
                     };
                 }
@@ -231,7 +232,7 @@ impl Graph {
             (site.inputs, site.outputs) =
                 if site.layout == Layout::OutIn { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
         }
-        let stored = |b: &ValueId| self.values[*b].stored;
+        let stored = |b: &ValueId| self.values[*b].is_in_file();
         site.bias = match &node.op {
             Op::Conv(..) => node.inputs.get(2).copied().filter(stored),
             Op::Gemm { beta, .. } => {

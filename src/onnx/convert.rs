@@ -2,6 +2,7 @@
 
 mod einsum;
 mod elementwise;
+mod quantised;
 mod recurrent;
 mod select;
 
@@ -32,14 +33,18 @@ pub(super) struct Converter<'a> {
     names: Names,
     /// Constant values as tract has them, for shapes, axes and the like.
     constants: HashMap<ValueId, Arc<Tensor>>,
+    rescaled: quantised::Rescaled,
 }
 
 impl<'a> Converter<'a> {
     pub(super) fn new(facts: &'a Facts<'a>, opset: i64, proto: &'a ModelProto) -> Self {
-        Self { facts, opset, proto, graph: Graph::default(), names: Names::new(), constants: HashMap::new() }
+        let rescaled = proto.graph.as_ref().map(|g| quantised::Rescaled::find(g, facts)).unwrap_or_default();
+        let (graph, names, constants) = (Graph::default(), Names::new(), HashMap::new());
+        Self { facts, opset, proto, graph, names, constants, rescaled }
     }
 
-    pub(super) fn finish(self) -> Graph {
+    pub(super) fn finish(mut self) -> Graph {
+        self.drop_integers();
         self.graph
     }
 
@@ -113,7 +118,11 @@ impl<'a> Converter<'a> {
         if outputs.is_empty() || outputs.iter().all(|o| self.graph.is_constant(*o)) {
             if let ([y], Some(Some(x))) = (outputs.as_slice(), inputs.first()) {
                 self.graph.values[*y].source = self.source(node, *x);
+                self.graph.values[*y].quantised = self.quantised_constant(node, *x);
             }
+            return Ok(());
+        }
+        if self.lower_quantised(node, &name, &inputs, &outputs)? {
             return Ok(());
         }
         let standard = node.domain.is_empty() || node.domain == "ai.onnx";
@@ -125,18 +134,25 @@ impl<'a> Converter<'a> {
         Ok(())
     }
 
-    /// Where a weight comes from that stands behind Identity or the transpose of a matrix.
+    /// Where a weight comes from that stands behind Identity, a Cast to a wider float, or the transpose of a matrix.
     fn source(&self, node: &NodeProto, x: ValueId) -> Option<Source> {
         let matrix = self.graph.values[x].shape.len() == 2;
         let perm = Attributes(node).ints("perm");
         let transposed = match node.op_type.as_str() {
             "Identity" => false,
+            "Cast" if self.graph.values[x].element.is_float() && self.is_wider(node) => false,
             "Transpose" if matrix => perm.is_none_or(|p| p == [1, 0]),
             _ => return None,
         };
         let behind = self.graph.values[x].source;
         let value = behind.map_or(x, |s| s.value);
         Some(Source { value, transposed: transposed != behind.is_some_and(|s| s.transposed) })
+    }
+
+    /// Whether a Cast keeps every value: to 32 bits or more.
+    fn is_wider(&self, node: &NodeProto) -> bool {
+        use tract_onnx::pb::tensor_proto::DataType;
+        Attributes(node).int("to").is_some_and(|to| [DataType::Float as i64, DataType::Double as i64].contains(&to))
     }
 
     fn known(&self, node: &NodeProto) -> bool {
@@ -376,7 +392,15 @@ impl<'a> Converter<'a> {
     fn temporary(&mut self, node: &NodeProto, name: &str, shape: Vec<usize>, like: ValueId) -> ValueId {
         let element = self.graph.values[like].element;
         let name = format!("{name}~{}~{}", node.op_type, self.graph.values.len());
-        self.graph.values.push(Value { name, shape, element, constant: None, stored: false, source: None });
+        self.graph.values.push(Value {
+            name,
+            shape,
+            element,
+            constant: None,
+            stored: false,
+            source: None,
+            quantised: None,
+        });
         self.graph.values.len() - 1
     }
 
@@ -384,7 +408,7 @@ impl<'a> Converter<'a> {
     fn new_constant(&mut self, node: &NodeProto, name: &str, shape: Vec<usize>, values: Vec<f32>) -> ValueId {
         let name = format!("{name}~{}~{}", node.op_type, self.graph.values.len());
         let (element, constant) = (Element::F32, Some(values.into()));
-        self.graph.values.push(Value { name, shape, element, constant, stored: false, source: None });
+        self.graph.values.push(Value { name, shape, element, constant, stored: false, source: None, quantised: None });
         self.graph.values.len() - 1
     }
 
@@ -549,7 +573,7 @@ impl<'a> Converter<'a> {
     }
 }
 
-fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
+pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
     let rank = a.len().max(b.len());
     let at = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
     (0..rank).map(|i| if at(a, i) == 1 { at(b, i) } else { at(a, i) }).collect()

@@ -12,9 +12,9 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt};
 use tract_onnx::tract_hir::internal::{OutletId, Tensor};
 
-use super::OnnxError;
 use super::attributes::Attributes;
 use super::convert::Converter;
+use super::{OnnxError, quantised};
 use crate::graph::{Element, Graph, Value, ValueId};
 
 /// What the file leaves open.
@@ -51,7 +51,7 @@ pub fn load_bytes(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) ->
 }
 
 fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Result<Graph, OnnxError> {
-    let onnx =
+    let mut onnx =
         tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true).with_ignore_value_info(true);
     let mut proto = onnx.proto_model_for_read(&mut &bytes[..]).map_err(|e| OnnxError::Malformed(brief(&e)))?;
     let input = prepare(&mut proto, options)?;
@@ -60,6 +60,11 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     check_external(file, folder)?;
     check_order(file)?;
     check_filled(file)?;
+    super::types::widen(&mut proto, folder)?;
+    let file = proto.graph.as_ref().unwrap_or(&empty);
+    for op in quantised::OPERATORS {
+        onnx.op_register.0.remove(op);
+    }
 
     let folder = folder.map(|f| if f.as_os_str().is_empty() { Path::new(".") } else { f }).and_then(Path::to_str);
     let parsed = onnx.parse(&proto, folder).map_err(|e| OnnxError::Malformed(brief(&e)))?;
@@ -68,8 +73,16 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     }
     let mut model = parsed.model;
     model.analyse(false).map_err(|e| OnnxError::Analysis(brief(&e)))?;
-    while let Some((outlet, fact)) = padded(file, &Facts { model: &model, outlets: &parsed.outlets_by_name }) {
-        model.set_outlet_fact(outlet, fact).map_err(|e| OnnxError::Analysis(brief(&e)))?;
+    loop {
+        let facts = Facts { model: &model, outlets: &parsed.outlets_by_name };
+        let told = file.node.iter().filter_map(|node| quantised::facts_of(node, &facts)).flatten();
+        let found: Vec<_> = padded(file, &facts).into_iter().chain(told).collect();
+        if found.is_empty() {
+            break;
+        }
+        for (outlet, fact) in found {
+            model.set_outlet_fact(outlet, fact).map_err(|e| OnnxError::Analysis(brief(&e)))?;
+        }
         model.analyse(false).map_err(|e| OnnxError::Analysis(brief(&e)))?;
     }
     let facts = Facts { model: &model, outlets: &parsed.outlets_by_name };
@@ -338,6 +351,11 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
+    /// The place of the tensor of that name in tract's model.
+    pub(super) fn outlet(&self, name: &str) -> Option<OutletId> {
+        self.outlets.get(name).copied()
+    }
+
     /// Shape, element type and, where constant, the value of the tensor of that name.
     pub(super) fn of(&self, name: &str) -> Option<(Vec<usize>, DatumType, Option<Arc<Tensor>>)> {
         let fact = self.model.outlet_fact(*self.outlets.get(name)?).ok()?;
@@ -360,7 +378,15 @@ pub(super) fn value(name: &str, shape: Vec<usize>, dt: DatumType, constant: Opti
         DatumType::Bool => Element::Bool,
         _ => Element::Integer,
     };
-    Value { name: name.into(), shape, element, constant: constant.and_then(to_f32), stored, source: None }
+    Value {
+        name: name.into(),
+        shape,
+        element,
+        constant: constant.and_then(to_f32),
+        stored,
+        source: None,
+        quantised: None,
+    }
 }
 
 /// The values of a tensor as f32.

@@ -13,6 +13,10 @@ mod convert;
 mod foreign;
 #[cfg(feature = "onnx")]
 mod load;
+#[cfg(feature = "onnx")]
+mod quantised;
+#[cfg(feature = "onnx")]
+mod types;
 
 #[cfg(feature = "onnx")]
 pub use load::{LoadOptions, load, load_bytes};

@@ -19,6 +19,7 @@ pub mod index;
 pub mod matmul;
 pub mod movement;
 pub mod pool;
+pub mod quantise;
 pub mod recurrent;
 pub mod reduce;
 pub mod repeat;

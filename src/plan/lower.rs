@@ -3,6 +3,7 @@
 //! Convolutions and pools want channels last; a dense layer wants its features last; element-wise operators take what
 //! comes; a transpose only relabels. Where two of these meet, a permutation is made, once a value and order.
 
+mod quantise;
 mod recurrent;
 mod select;
 
@@ -336,6 +337,8 @@ impl<'a> Lowering<'a> {
                 Ok(())
             }
             Op::Recurrent(layer) => self.recurrent(id, node, layer),
+            Op::Quantise(half, quantisation) => self.quantise(node, *half, quantisation),
+            Op::DynamicQuantise(part) => self.dynamic_quantise(node, *part),
             Op::Foreign(foreign) => {
                 let mut x = Vec::new();
                 for input in &node.inputs {
@@ -687,7 +690,7 @@ impl<'a> Lowering<'a> {
 }
 
 fn layer_has_bias(graph: &Graph, layer: &Site) -> bool {
-    layer.kind == SiteKind::Dense && layer.bias.is_some_and(|b| graph.values[b].stored)
+    layer.kind == SiteKind::Dense && layer.bias.is_some_and(|b| graph.values[b].is_in_file())
 }
 
 fn leading_ones(shape: &[usize], rank: usize) -> Vec<usize> {

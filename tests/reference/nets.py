@@ -720,6 +720,49 @@ def rnn(name):
     [last] = recurrent(n, "RNN", x, "turns", 4, 6, h0=h0, outputs=("Y_h",), direction="bidirectional", activations=["Tanh", "Sigmoid"])
     x = n.node("Reshape", [n.node("Transpose", last, perm=[1, 0, 2]), n.ints(1, 12)])
     return n.gemm(x, "fc", 12, 5, out="logits") and n.model(initializers_are_inputs=True)
+# ---- quantised bases
+
+def integers(n, key, shape, low, high, dtype):
+    """A constant of whole numbers low .. high."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    return n.const(np.round(n.values(key, shape, half, middle)).astype(dtype), key, dtype=dtype)
+
+
+def scales(n, key, fan_in, step, size=None):
+    """Scales for about unit gain of weights with `step` quanta on either side, one or `size`."""
+    values = n.values(key, [size or 1], 0.3, 1.0) * np.float32((3 / fan_in) ** 0.5 / step)
+    return n.const(values if size else values[0], key)
+
+
+def fake(n, x, key, scale, zero, dtype, between=lambda x: x):
+    """QuantizeLinear, what stands between, DequantizeLinear."""
+    a = [n.const(scale, f"{key}_scale"), n.const(zero, f"{key}_zero_point", dtype=dtype)]
+    return n.node("DequantizeLinear", [between(n.node("QuantizeLinear", [x, *a])), *a])
+
+
+def dequantised(n, key, shape, fan_in, size=None, axis=None, dtype=np.int8, zero=0):
+    low, high = (-100, 100) if dtype == np.int8 else (20, 220)
+    zeros = n.const(np.full(size, zero) if size else zero, f"{key}_zero_point", dtype=dtype)
+    ins = [integers(n, f"{key}_quantized", shape, low, high, dtype), scales(n, f"{key}_scale", fan_in, 100, size), zeros]
+    return n.node("DequantizeLinear", ins, axis=axis, out=f"{key}_DequantizeLinear_Output")
+
+
+@net
+def quantised(name):
+    """QDQ: per channel with a bias of 32 bits, per tensor without sign, a pool and shapes between the halves. Coarse, so that roundings show."""
+    n = Net(name, 13, [2, 6, 5])
+    x = fake(n, "x", "x", 0.13, 7, np.uint8)
+    bias = n.node("DequantizeLinear", [integers(n, "a.bias_quantized", [6], -400, 400, np.int32), scales(n, "a.bias_scale", 1, 3000, 6),
+                                       n.const(np.zeros(6), "a.bias_zero_point", dtype=np.int32)], axis=0)
+    x = n.node("Conv", [x, dequantised(n, "a.weight", [6, 2, 2, 2], 8, 6, 0), bias], name="a", kernel_shape=[2, 2], pads=[0, 1, 1, 0])
+    x = fake(n, n.node("Relu", x), "p", 0.17, 0, np.uint8, lambda x: n.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]))
+    x = n.node("Conv", [x, dequantised(n, "b.weight", [7, 6, 1, 1], 6, dtype=np.uint8, zero=122)], name="b", kernel_shape=[1, 1])
+    x = fake(n, x, "q", 0.11, -3, np.int8, lambda x: n.node("Transpose", x, perm=[0, 2, 3, 1]))
+    x = n.node("MatMul", [x, n.node("Transpose", [dequantised(n, "c_weight", [5, 7], 7)], perm=[1, 0])], name="c")
+    x = n.node("ReduceMean", x, axes=[1, 2], keepdims=0)
+    x = fake(n, x, "r", 0.07, 0, np.int8)
+    n.node("Gemm", [x, dequantised(n, "fc.weight", [5, 5], 5, 5, 0)], name="fc", out="logits", transB=1)
+    return n.model()
 
 
 # ---- endings: the same network, weights and adapters in front of each
