@@ -1,5 +1,7 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod resize;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -15,6 +17,8 @@ use crate::ops::binary::BinaryKind;
 use crate::ops::movement::PadMode;
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
+
+pub(super) use resize::resized;
 
 const CONTROL_FLOW: &str =
     "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow";
@@ -98,10 +102,7 @@ impl<'a> Converter<'a> {
                 // An unused second output (a dropout mask) may stay unknown.
                 Err(_) if !outputs.is_empty() => break,
                 Err(_) if Attributes(node).has_graph() => return Err(self.error(node, CONTROL_FLOW)),
-                Err(e) => {
-                    let unknown = "the loader does not know this operator; export the model with standard operators";
-                    return Err(if self.known(node) { e } else { self.error(node, unknown) });
-                }
+                Err(e) => return Err(self.untold(node, output).unwrap_or(e)),
             }
         }
         let inputs: Vec<Option<ValueId>> = node.input.iter().map(|i| self.names.get(i).copied()).collect();
@@ -134,8 +135,17 @@ impl<'a> Converter<'a> {
         Some(Source { value, transposed: transposed != behind.is_some_and(|s| s.transposed) })
     }
 
-    fn known(&self, node: &NodeProto) -> bool {
-        tract_onnx::onnx().op_register.0.contains_key(&node.op_type)
+    /// Why nothing is known about a node: an operator that neither the loader nor tract knows, or one in a form that
+    /// tract does not take.
+    fn untold(&self, node: &NodeProto, output: &str) -> Option<OnnxError> {
+        let what = match self.facts.refused(output) {
+            Some(why) => format!("this form of the operator is not supported: {why}"),
+            None if !tract_onnx::onnx().op_register.0.contains_key(&node.op_type) => {
+                "the loader does not know this operator; export the model with standard operators".into()
+            }
+            None => return None,
+        };
+        Some(self.error(node, what))
     }
 
     fn foreign(
@@ -162,6 +172,9 @@ impl<'a> Converter<'a> {
                 activations.push((text.clone(), shape, dt));
                 ids.push(*id);
             }
+        }
+        if let Some(error) = node.output.iter().find(|o| !o.is_empty()).and_then(|o| self.untold(node, o)) {
+            return Err(error);
         }
         let built = TractNode::new(node, self.proto, &activations, &constants);
         let op = built.map_err(|e| self.error(node, format!("this operator cannot run: {e}")))?;
