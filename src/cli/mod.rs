@@ -31,15 +31,20 @@ struct Cli {
     verb: Verb,
 }
 
+// A negative number after a flag is a wrong value of that flag, and is named so.
 #[derive(Debug, Subcommand)]
 enum Verb {
     Init(init::Args),
+    #[command(allow_negative_numbers = true)]
     Inspect(inspect::Args),
+    #[command(allow_negative_numbers = true)]
     Adapt(Box<adapt::Args>),
     Eval(eval::Args),
     Predict(predict::Args),
     Merge(merge::Args),
+    #[command(allow_negative_numbers = true)]
     Bench(bench::Args),
+    #[command(allow_negative_numbers = true)]
     Demo(demo::Args),
 }
 

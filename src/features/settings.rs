@@ -48,18 +48,25 @@ fn settings_of<T: Default + Serialize + DeserializeOwned>(kind: &str, table: tom
     table.try_into().map_err(|error| error.message().to_string())
 }
 
-/// The name nearest to a mistyped one, where at most a third of it is different.
+/// The name nearest to a mistyped one, where at most a third of it is different. The distance is that of optimal string
+/// alignment: two neighbouring letters exchanged count once.
 pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let distance = |other: &str| {
-        let mut row: Vec<usize> = (0..=other.len()).collect();
-        for (i, a) in name.bytes().enumerate() {
-            let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-            for (j, b) in other.bytes().enumerate() {
-                let next = (diagonal + usize::from(a != b)).min(row[j] + 1).min(row[j + 1] + 1);
-                diagonal = std::mem::replace(&mut row[j + 1], next);
+        let (a, b) = (name.as_bytes(), other.as_bytes());
+        let mut of = vec![vec![0; b.len() + 1]; a.len() + 1];
+        for i in 0..=a.len() {
+            for j in 0..=b.len() {
+                of[i][j] = if i == 0 || j == 0 {
+                    i + j
+                } else {
+                    let changed = of[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                    let least = changed.min(of[i - 1][j] + 1).min(of[i][j - 1] + 1);
+                    let exchanged = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                    if exchanged { least.min(of[i - 2][j - 2] + 1) } else { least }
+                };
             }
         }
-        row[other.len()]
+        of[a.len()][b.len()]
     };
     let best = known.iter().map(|&other| (distance(other), other)).min()?;
     (best.0 * 3 <= name.len().max(best.1.len())).then_some(best.1)
@@ -94,6 +101,19 @@ mod tests {
             assert_eq!(parse(&toml::to_string(&front_end).unwrap()).unwrap(), front_end);
             let json = serde_json::to_string(&front_end).unwrap();
             assert_eq!(serde_json::from_str::<FrontEnd>(&json).unwrap(), front_end);
+        }
+    }
+
+    #[test]
+    fn a_mistyped_name_finds_the_one_meant() {
+        let known = ["left", "right", "stop", "up"];
+        for (name, meant) in
+            [("rihgt", "right"), ("rigt", "right"), ("lefft", "left"), ("stpo", "stop"), ("left", "left")]
+        {
+            assert_eq!(nearest(name, &known), Some(meant), "{name}");
+        }
+        for name in ["television", "", "pu", "no"] {
+            assert_eq!(nearest(name, &known), None, "{name}");
         }
     }
 

@@ -1,0 +1,79 @@
+//! Public models on real data: what lies in the shared folder, and is skipped where there is none.
+//!
+//! The folder is `$ACCENTOR_SHARED`, else `../shared`; tests/protocols/kws01.py prepares the same data by hand.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod recording;
+mod scene;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use scene::{Scene, npy};
+
+/// MFCC of kws01_mfcc as DS-CNN takes them: real = (q - OFFSET) · STEP, of int8 q.
+const OFFSET: f64 = 83.0;
+const STEP: f64 = 0.584_702_908_992_767_3;
+const SHAPE: [usize; 3] = [49, 10, 1];
+
+/// The folder with `models/dscnn_kws.onnx` and the data; none is said.
+fn folder() -> Option<PathBuf> {
+    let found = recording::shared_models().map(|models| models.parent().unwrap().to_owned());
+    let found = found.filter(|f| f.join("models/dscnn_kws.onnx").is_file() && f.join("data").is_dir());
+    if found.is_none() {
+        println!("skipped: no shared folder (set ACCENTOR_SHARED to it)");
+    }
+    found
+}
+
+/// A scene with `dscnn-kws`: the manifest of models/dscnn-kws with the ONNX file beside it.
+fn scene(shared: &Path) -> Scene {
+    let scene = Scene::new();
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/dscnn-kws/model.toml");
+    scene.write("dscnn-kws/model.toml", fs::read(manifest).unwrap());
+    fs::copy(shared.join("models/dscnn_kws.onnx"), scene.path("dscnn-kws/dscnn_kws.onnx")).unwrap();
+    scene
+}
+
+#[test]
+fn dscnn_finds_913_of_1000_commands() {
+    let Some(shared) = folder() else { return };
+    let scene = scene(&shared);
+    let data = shared.join("data/kws01_mfcc");
+    let labels = accentor::Manifest::read(&scene.path("dscnn-kws")).unwrap().labels;
+    let features = fs::read(data.join("features_1000x49x10_i8.bin")).unwrap();
+    let numbers = fs::read(data.join("labels_1000_u8.bin")).unwrap();
+    let mut table = String::from("path,label\n");
+    let rows = fs::read_to_string(data.join("y_labels.csv")).unwrap();
+    // file,classes,label
+    let rows: Vec<Vec<&str>> = rows.lines().map(|l| l.split(',').map(str::trim).collect()).collect();
+    let len = SHAPE.iter().product();
+    assert_eq!((rows.len(), numbers.len(), features.len()), (1000, 1000, 1000 * len));
+    for (index, (row, clip)) in rows.iter().zip(features.chunks_exact(len)).enumerate() {
+        let label: usize = row[2].parse().unwrap();
+        assert_eq!(label, usize::from(numbers[index]), "{}", row[0]);
+        let real: Vec<f32> = clip.iter().map(|q| ((f64::from(*q as i8) - OFFSET) * STEP) as f32).collect();
+        scene.write(&format!("kws01/{index}.npy"), npy(&real, &SHAPE));
+        table += &format!("{index}.npy,{}\n", labels[label]);
+    }
+    scene.write("kws01/kws01.csv", table);
+    let found = scene.json("eval --model dscnn-kws --data kws01/kws01.csv");
+    assert_eq!((found["correct"].as_u64(), found["samples"].as_u64()), (Some(913), Some(1000)));
+}
+
+#[test]
+fn dscnn_finds_ten_of_ten_recordings() {
+    let Some(shared) = folder() else { return };
+    let scene = scene(&shared);
+    let mut table = String::from("path,label\n");
+    for entry in fs::read_dir(shared.join("data/speech_commands_examples")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "wav") {
+            table += &format!("{},{}\n", path.display(), path.file_stem().unwrap().to_str().unwrap());
+        }
+    }
+    scene.write("examples.csv", table);
+    let found = scene.json("eval --model dscnn-kws --data examples.csv");
+    assert_eq!((found["correct"].as_u64(), found["samples"].as_u64()), (Some(10), Some(10)));
+}
