@@ -14,6 +14,7 @@ pub use sites::{Choice, Layout, Site, SiteKind, choose};
 
 use crate::ops::binary::BinaryKind;
 use crate::ops::movement::PadMode;
+use crate::ops::norm::NormKind;
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
 
@@ -139,6 +140,11 @@ pub enum Op {
         /// Added to the variance.
         epsilon: f32,
     },
+    /// Statistics over these logical axes, of which axis 1 is cut into groups; inputs x, and scale and bias where there
+    /// are, constants that broadcast to x.
+    Norm(NormKind, Vec<usize>, usize),
+    /// Over this many channels of axis 1; alpha, beta and bias.
+    Lrn(usize, [f32; 3]),
     /// Maximum over a window.
     MaxPool(Window),
     /// Mean over a window; whether padding counts.

@@ -1,5 +1,6 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod norm;
 mod resize;
 
 use std::collections::HashMap;
@@ -114,7 +115,12 @@ impl<'a> Converter<'a> {
         }
         let standard = node.domain.is_empty() || node.domain == "ai.onnx";
         let float = outputs.first().is_some_and(|o| self.graph.values[*o].element.is_float());
-        let lowered = if standard && float { self.lower(node, &name, &inputs, &outputs)? } else { false };
+        let lowered = match node.domain.as_str() {
+            _ if !float => false,
+            _ if standard => self.lower(node, &name, &inputs, &outputs)?,
+            "com.microsoft" => self.lower_norm(node, &name, &inputs, &outputs)?,
+            _ => false,
+        };
         if !lowered {
             self.foreign(node, name, &inputs, outputs)?;
         }
@@ -386,7 +392,7 @@ impl<'a> Converter<'a> {
                 let axis = axis(at, rank.max(1)).ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 Op::Softmax { axis, flatten, log: node.op_type == "LogSoftmax" }
             }
-            _ => return Ok(false),
+            _ => return self.lower_norm(node, name, inputs, outputs),
         };
         let takes = match &op {
             Op::Reshape | Op::Unary(_) | Op::Reduce(..) | Op::Slice(..) | Op::Pad(..) => vec![x],

@@ -3,6 +3,8 @@
 //! Convolutions and pools want channels last; a dense layer wants its features last; element-wise operators take what
 //! comes; a transpose only relabels. Where two of these meet, a permutation is made, once a value and order.
 
+mod norm;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -221,6 +223,8 @@ impl<'a> Lowering<'a> {
                 self.place(node.outputs[0], slot, placed.order);
                 Ok(())
             }
+            Op::Norm(kind, axes, groups) => self.norm(node, *kind, axes, *groups),
+            Op::Lrn(size, parameters) => self.lrn(node, *size, *parameters),
             Op::MaxPool(window) | Op::AveragePool(window, _) => {
                 let order = channels_last(self.shape(node.inputs[0]).len());
                 let x = self.want(node.inputs[0], &order)?;
