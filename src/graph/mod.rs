@@ -5,6 +5,7 @@
 
 mod ending;
 mod layout;
+mod patterns;
 mod sites;
 
 use std::sync::Arc;
@@ -118,6 +119,8 @@ pub struct Node {
 pub enum Op {
     /// Inputs x `[1, c, (h,) w]`, W, and bias if there is one. A 1-D convolution has height 1.
     Conv(Window, usize),
+    /// Inputs x `[1, c, (h,) w]`, W `[c, out / groups, (kh,) kw]`, and bias if there is one; its window and groups.
+    ConvTranspose(Window, usize),
     /// Inputs a, b.
     MatMul,
     /// alpha · op(a) · op(b) + beta · c; inputs a, b, and c if there is one.

@@ -1,5 +1,6 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod conv_transpose;
 mod norm;
 mod resize;
 
@@ -392,7 +393,10 @@ impl<'a> Converter<'a> {
                 let axis = axis(at, rank.max(1)).ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 Op::Softmax { axis, flatten, log: node.op_type == "LogSoftmax" }
             }
-            _ => return self.lower_norm(node, name, inputs, outputs),
+            _ => {
+                return Ok(self.lower_norm(node, name, inputs, outputs)?
+                    || self.lower_conv_transpose(node, name, inputs, y)?);
+            }
         };
         let takes = match &op {
             Op::Reshape | Op::Unary(_) | Op::Reduce(..) | Op::Slice(..) | Op::Pad(..) => vec![x],

@@ -80,6 +80,7 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
         let missing = || OnnxError::NoSuchTensor { what: "output", name: name.clone(), found: found() };
         graph.outputs.push(graph.value_named(&name).ok_or_else(missing)?);
     }
+    graph.recognise();
     Ok(graph)
 }
 

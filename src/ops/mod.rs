@@ -11,6 +11,7 @@
 pub mod batch_norm;
 pub mod binary;
 pub mod conv;
+pub mod conv_transpose;
 pub mod depthwise;
 pub mod lrn;
 pub mod matmul;

@@ -3,6 +3,7 @@
 //! Convolutions and pools want channels last; a dense layer wants its features last; element-wise operators take what
 //! comes; a transpose only relabels. Where two of these meet, a permutation is made, once a value and order.
 
+mod conv_transpose;
 mod norm;
 
 use std::collections::HashMap;
@@ -223,6 +224,7 @@ impl<'a> Lowering<'a> {
                 self.place(node.outputs[0], slot, placed.order);
                 Ok(())
             }
+            Op::ConvTranspose(window, groups) => self.conv_transpose(id, node, window, *groups),
             Op::Norm(kind, axes, groups) => self.norm(node, *kind, axes, *groups),
             Op::Lrn(size, parameters) => self.lrn(node, *size, *parameters),
             Op::MaxPool(window) | Op::AveragePool(window, _) => {
