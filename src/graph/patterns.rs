@@ -14,12 +14,16 @@
 
 use super::{Graph, Node, NodeId, Op, ValueId};
 use crate::ops::binary::BinaryKind;
+use crate::ops::function::FunctionKind;
 use crate::ops::norm::NormKind;
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
 
-/// What a constant of a formula may be off, relative: it is written with seven digits.
+/// What a constant of a formula may be off, relative: it is rounded to f32, or is the quotient of two such.
 const CONSTANT_RELATIVE: f32 = 1e-6;
+/// √(2/π), and the cubic term, of the approximation of Gelu (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+const GELU_FACTOR: f32 = 0.797_884_56;
+const GELU_CUBE: f32 = 0.044_715;
 
 /// A pattern: what replaces the last of its nodes, and the nodes.
 struct Found {
@@ -88,7 +92,8 @@ impl<'a> Matcher<'a> {
             .or_else(|| self.folded_norm(at))
             .or_else(|| self.norm(at))
             .or_else(|| self.softmax(at))
-            .or_else(|| self.log_softmax(at))?;
+            .or_else(|| self.log_softmax(at))
+            .or_else(|| self.gelu(at))?;
         self.is_closed(&found.nodes, at).then_some(found)
     }
 
@@ -364,5 +369,114 @@ impl<'a> Matcher<'a> {
             inputs: vec![x],
             nodes: trail,
         })
+    }
+
+    /// Takes a product apart: its constant, and its other factors. Below the top only products that nothing else reads.
+    fn factors(&self, value: ValueId, top: bool, product: &mut Product, trail: &mut Trail) {
+        if let Some(constant) = self.scalar(value) {
+            product.constant *= constant;
+            return;
+        }
+        let mark = trail.len();
+        if top || self.readers[value].len() == 1 {
+            if let Some((a, b)) = self.binary(value, BinaryKind::Mul, trail) {
+                self.factors(a, false, product, trail);
+                self.factors(b, false, product, trail);
+                return;
+            }
+            if let Some((a, b)) = self.binary(value, BinaryKind::Div, trail)
+                && let Some(divisor) = self.scalar(b)
+            {
+                product.constant /= divisor;
+                self.factors(a, false, product, trail);
+                return;
+            }
+            trail.truncate(mark);
+            if let Some((base, exponent)) = self.binary(value, BinaryKind::Pow, trail)
+                && let Some(times) = [2, 3].into_iter().find(|n| self.scalar(exponent) == Some(*n as f32))
+            {
+                product.factors.extend(std::iter::repeat_n(base, times));
+                return;
+            }
+            trail.truncate(mark);
+        }
+        product.factors.push(value);
+    }
+
+    /// Whether `value` is `constant` · xⁿ.
+    fn is_power(&self, value: ValueId, constant: f32, x: ValueId, n: usize, trail: &mut Trail) -> bool {
+        let mut product = Product::default();
+        self.factors(value, true, &mut product, trail);
+        product.is(constant) && product.factors == vec![x; n]
+    }
+
+    /// Whether `value` is √(2/π) (x + 0.044715 x³).
+    fn is_gelu_argument(&self, value: ValueId, x: ValueId, trail: &mut Trail) -> bool {
+        let mut product = Product::default();
+        self.factors(value, true, &mut product, trail);
+        if !product.is(GELU_FACTOR) {
+            return false;
+        }
+        match product.factors[..] {
+            [sum] => match self.binary(sum, BinaryKind::Add, trail) {
+                Some((a, cube)) if a == x => self.is_power(cube, GELU_CUBE, x, 3, trail),
+                Some((cube, a)) if a == x => self.is_power(cube, GELU_CUBE, x, 3, trail),
+                _ => false,
+            },
+            [a, b] if a == x || b == x => {
+                let sum = if a == x { b } else { a };
+                match self.with_scalar(sum, BinaryKind::Add, trail) {
+                    Some((square, 1.0)) => self.is_power(square, GELU_CUBE, x, 2, trail),
+                    _ => false,
+                }
+            }
+            _ => false,
+        }
+    }
+
+    fn gelu(&self, at: NodeId) -> Option<Found> {
+        let y = *self.graph.nodes[at].outputs.first()?;
+        let (mut trail, mut product) = (Trail::new(), Product::default());
+        self.factors(y, true, &mut product, &mut trail);
+        let [a, b] = product.factors[..] else { return None };
+        if !product.is(0.5) {
+            return None;
+        }
+        [(a, b), (b, a)].into_iter().find_map(|(x, sum)| {
+            let mut trail = trail.clone();
+            let (curve, one) = self.with_scalar(sum, BinaryKind::Add, &mut trail)?;
+            let (id, node) = self.writer(curve)?;
+            trail.push(id);
+            let argument = *node.inputs.first()?;
+            let kind = match node.op {
+                Op::Function(FunctionKind::Erf) => self
+                    .is_power(argument, std::f32::consts::FRAC_1_SQRT_2, x, 1, &mut trail)
+                    .then_some(FunctionKind::Gelu),
+                Op::Unary(UnaryKind::Tanh) => {
+                    self.is_gelu_argument(argument, x, &mut trail).then_some(FunctionKind::GeluTanh)
+                }
+                _ => None,
+            }?;
+            let found = Found { op: Op::Function(kind), op_type: "Gelu", inputs: vec![x], nodes: trail };
+            (one == 1.0).then_some(found)
+        })
+    }
+}
+
+/// A product taken apart.
+struct Product {
+    constant: f32,
+    factors: Vec<ValueId>,
+}
+
+impl Default for Product {
+    fn default() -> Self {
+        Self { constant: 1.0, factors: Vec::new() }
+    }
+}
+
+impl Product {
+    fn is(&self, constant: f32) -> bool {
+        (self.constant - constant).abs() <= CONSTANT_RELATIVE * constant
     }
 }

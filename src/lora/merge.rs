@@ -161,11 +161,16 @@ impl Merger<'_> {
         }
     }
 
-    /// The node's index in the file, found by its first output.
+    /// The node's index in the file, found by its first output; of several nodes that one of the file became, by that of
+    /// the last.
     fn node(&self, id: usize) -> Result<usize, MergeError> {
-        let node = &self.graph.nodes[id];
-        let output = node.outputs.first().map(|o| self.graph.values[*o].name.as_str());
-        output.and_then(|o| self.file.writer(o)).ok_or_else(|| MergeError::OtherFile { node: node.name.clone() })
+        let graph = self.graph;
+        let output = |id: usize| graph.nodes[id].outputs.first().copied();
+        let chain = std::iter::successors(Some(id), |id| {
+            graph.only_consumer(output(*id)?).filter(|next| graph.nodes[*next].op_type == graph.nodes[*id].op_type)
+        });
+        let mut written = chain.filter_map(|id| self.file.writer(&graph.values[output(id)?].name));
+        written.next().ok_or_else(|| MergeError::OtherFile { node: graph.nodes[id].name.clone() })
     }
 
     /// New `values` for the constant `value` that node `id` reads.

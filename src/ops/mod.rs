@@ -12,13 +12,19 @@ pub mod batch_norm;
 pub mod binary;
 pub mod conv;
 pub mod conv_transpose;
+pub mod cumulative;
 pub mod depthwise;
+pub mod fold;
+pub mod function;
+pub mod index;
 pub mod lrn;
 pub mod matmul;
 pub mod movement;
 pub mod norm;
 pub mod pool;
 pub mod reduce;
+pub mod repeat;
+pub mod select;
 pub mod softmax;
 pub mod unary;
 
@@ -48,6 +54,12 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
 
     /// What the vjp needs; with `for_training` false nothing is saved.
     fn keeps(&self) -> Keeps;
+
+    /// The inputs that a gradient passes to. The others (a condition, an index) may come from anything: `vjp` is never asked
+    /// for theirs, and an operator without a gradient that leads to them is no obstacle.
+    fn differentiates(&self) -> [bool; MAX_INPUTS] {
+        [true; MAX_INPUTS]
+    }
 
     /// Scratch values that `forward` needs; contents on entry are arbitrary.
     fn forward_work(&self) -> usize {

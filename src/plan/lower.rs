@@ -5,6 +5,7 @@
 
 mod conv_transpose;
 mod norm;
+mod select;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub(super) struct Lowering<'a> {
     placed: Vec<Option<Placed>>,
     permuted: HashMap<(ValueId, Order), SlotId>,
     fused: Vec<bool>,
+    whole: Vec<SlotId>,
     output: ValueId,
 }
 
@@ -56,6 +58,7 @@ impl<'a> Lowering<'a> {
             placed: vec![None; graph.values.len()],
             permuted: HashMap::new(),
             fused: vec![false; graph.nodes.len()],
+            whole: Vec::new(),
             output: 0,
         }
     }
@@ -76,7 +79,7 @@ impl<'a> Lowering<'a> {
         }
         let output = self.want(output, &row_major(graph.values[output].shape.len()))?;
         let sites = self.sites.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
-        Ok(Program { slots: self.slots, steps: self.steps, sites, input: input_slot, output })
+        Ok(Program { slots: self.slots, steps: self.steps, sites, whole: self.whole, input: input_slot, output })
     }
 
     fn shape(&self, value: ValueId) -> &'a [usize] {
@@ -188,6 +191,9 @@ impl<'a> Lowering<'a> {
 
     fn node(&mut self, id: NodeId, node: &'a Node) -> Result<(), PlanError> {
         let graph = self.graph;
+        if self.selection(node)? {
+            return Ok(());
+        }
         match &node.op {
             Op::Conv(window, groups) => self.conv(id, node, window, *groups),
             Op::MatMul | Op::Gemm { .. } if self.dense(id, node)? => Ok(()),
@@ -341,6 +347,9 @@ impl<'a> Lowering<'a> {
                 let mut y = Vec::new();
                 for output in &node.outputs {
                     let slot = self.slot(graph.values[*output].len());
+                    if !graph.values[*output].element.is_float() {
+                        self.whole.push(slot);
+                    }
                     self.place(*output, slot, row_major(self.shape(*output).len()));
                     y.push(slot);
                 }
@@ -355,6 +364,7 @@ impl<'a> Lowering<'a> {
                 });
                 Ok(())
             }
+            _ => Err(self.unsupported(node, "the plan does not know it")),
         }
     }
 

@@ -109,6 +109,8 @@ pub struct Program {
     pub(crate) slots: Vec<usize>,
     pub(crate) steps: Vec<Step>,
     pub(crate) sites: Vec<SiteStep>,
+    /// Slots of whole numbers and truth values, which no gradient passes.
+    pub(crate) whole: Vec<SlotId>,
     /// Slot of the model input.
     pub input: SlotId,
     /// Slot of the value asked for, row-major.
@@ -148,6 +150,38 @@ impl Program {
             }
         }
         adapted
+    }
+
+    /// Which slots a gradient has to reach: a path of inputs that are differentiated leads from an adapted layer to them,
+    /// and from them to slot `to`.
+    pub(crate) fn gradient_slots(&self, to: SlotId) -> Vec<bool> {
+        let mut from_site = vec![false; self.slots.len()];
+        for step in &self.steps {
+            let passes = |(k, x): (usize, &SlotId)| from_site[*x] && Self::differentiates(step, k);
+            if matches!(step.kind, StepKind::Site(_)) || step.x.iter().enumerate().any(passes) {
+                step.y.iter().for_each(|y| from_site[*y] = true);
+            }
+            step.y.iter().filter(|y| self.whole.contains(y)).for_each(|y| from_site[*y] = false);
+        }
+        let mut to_loss = vec![false; self.slots.len()];
+        to_loss[to] = true;
+        for step in self.steps.iter().rev() {
+            if step.y.iter().any(|y| to_loss[*y] && from_site[*y]) {
+                let passed = step.x.iter().enumerate().filter(|(k, _)| Self::differentiates(step, *k));
+                passed.for_each(|(_, x)| to_loss[*x] = true);
+            }
+        }
+        from_site.iter().zip(to_loss).map(|(from, to)| *from && to).collect()
+    }
+
+    /// Whether a gradient passes to input `k` of a step.
+    pub(crate) fn differentiates(step: &Step, k: usize) -> bool {
+        let op = match &step.kind {
+            StepKind::Op(op) => op,
+            StepKind::Masked(op) => &op.bits,
+            StepKind::Site(_) | StepKind::Foreign(_) => return true,
+        };
+        op.differentiates().get(k).copied().unwrap_or(true)
     }
 
     /// The slots where the frozen prefix ends: computed without any adapted layer, read by what depends on one.

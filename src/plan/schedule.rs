@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::arena::{Buffer, place};
-use super::program::{PlanError, Program, SlotId, StepKind};
+use super::program::{PlanError, Program, SlotId, Step, StepKind};
 use crate::graph::Foreign;
 use crate::lora::{SiteStep, SiteWeights};
 use crate::ops::{Keeps, MAX_INPUTS, Operator};
@@ -253,10 +253,11 @@ impl<'a> Builder<'a> {
         let forward_at = |i: usize| i + 1;
         let loss_at = count + 1;
         let backward_at = |i: usize| loss_at + 1 + (count - 1 - i);
-        let adapted = program.adapted_slots();
+        let gradient_at = program.gradient_slots(self.to[0]);
+        let passes = |step: &Step, k: usize| gradient_at[step.x[k]] && Program::differentiates(step, k);
         let slots = program.slots.len();
         let back: Vec<bool> =
-            self.steps.iter().map(|s| self.training && program.steps[*s].y.iter().any(|y| adapted[*y])).collect();
+            self.steps.iter().map(|s| self.training && program.steps[*s].y.iter().any(|y| gradient_at[*y])).collect();
         if self.training && !back.iter().any(|b| *b) {
             return Err(PlanError::NoSite);
         }
@@ -266,7 +267,7 @@ impl<'a> Builder<'a> {
         for (i, s) in self.steps.iter().enumerate() {
             let step = &program.steps[*s];
             if back[i] {
-                if let (StepKind::Foreign(_), true) = (&step.kind, step.x.iter().any(|x| adapted[*x])) {
+                if matches!(step.kind, StepKind::Foreign(_)) {
                     return Err(PlanError::NoGradient { node: step.node.clone(), op: step.op_type.clone() });
                 }
                 let keeps = program.keeps(step, false);
@@ -313,14 +314,14 @@ impl<'a> Builder<'a> {
                     if keeps.x.get(k).copied().unwrap_or(false) {
                         touch(&mut life[*x], backward_at(i));
                     }
-                    if adapted[*x] {
+                    if passes(step, k) {
                         touch(&mut gradient_life[*x], backward_at(i));
                     }
                 }
             }
             for y in &step.y {
                 touch(&mut life[*y], forward_at(i));
-                if back[i] {
+                if back[i] && gradient_at[*y] {
                     touch(&mut gradient_life[*y], backward_at(i));
                     if keeps.y {
                         touch(&mut life[*y], backward_at(i));
@@ -389,7 +390,7 @@ impl<'a> Builder<'a> {
                 if keeps.x[k] {
                     out.x[k] = of(*x);
                 }
-                if adapted[*x] {
+                if passes(step, k) {
                     out.dx[k] = Some(gradient_of(*x));
                     out.clear[k] = !started[*x];
                     started[*x] = true;
