@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
 use crate::graph::{Ending, Graph, Site, ValueId, choose};
+use crate::lora::merge::{MergeError, Merged};
 use crate::lora::{Adapter, AdapterError, AdapterSpec};
 use crate::manifest::{Manifest, ManifestError};
 use crate::onnx::OnnxError;
@@ -48,6 +49,9 @@ pub enum ModelError {
     /// The adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// Merging.
+    #[error(transparent)]
+    Merge(Box<MergeError>),
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -75,6 +79,12 @@ pub enum ModelError {
         /// What the model has.
         labels: Vec<String>,
     },
+}
+
+impl From<MergeError> for ModelError {
+    fn from(error: MergeError) -> Self {
+        Self::Merge(Box::new(error))
+    }
 }
 
 /// What the command line or a caller may say about a bare `.onnx` file.
@@ -307,7 +317,22 @@ impl Model {
     /// # Errors
     /// A folder that cannot be written, an adapter of another base.
     pub fn write_adapter(&self, folder: &Path, adapter: &Adapter) -> Result<(), ModelError> {
+        adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?;
         Ok(crate::lora::write_whole(folder, adapter, &self.graph)?)
+    }
+
+    /// The ONNX file that computes by itself what this model and the adapter compute together.
+    ///
+    /// # Errors
+    /// An adapter of another base, an ONNX file that is no longer there or another, a weight that cannot be changed for one
+    /// node alone.
+    pub fn merge(&self, adapter: &Adapter) -> Result<Merged, ModelError> {
+        let sites = adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?;
+        let bytes = std::fs::read(&self.path).map_err(|source| {
+            let path = self.path.clone();
+            ModelError::Onnx { path: path.clone(), source: OnnxError::Read { path, source } }
+        })?;
+        Ok(crate::lora::merge::merge(&bytes, &self.graph, adapter, &sites)?)
     }
 
     /// Inference with an adapter merged in memory, or without.

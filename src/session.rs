@@ -147,7 +147,56 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Adapter, Examples, Model, Session, Trainer};
+    use std::sync::Arc;
+
+    use ndarray::{Array1, Array2};
+
+    use crate::graph::{Element, Graph, Node, Op, Value};
+    use crate::train::TrainError;
+    use crate::{Adapter, AdapterSpec, Evaluation, Examples, Model, Session, Trainer};
+
+    /// `[1, 4]` · weight → 3 scores.
+    fn dense() -> Model {
+        let value = |name: &str, shape: &[usize], constant: Option<Vec<f32>>| Value {
+            name: name.into(),
+            shape: shape.to_vec(),
+            element: Element::F32,
+            stored: constant.is_some(),
+            constant: constant.map(Arc::from),
+            source: None,
+        };
+        let weight = (0..12).map(|i| i as f32 / 12.0).collect();
+        let values = vec![value("x", &[1, 4], None), value("w", &[4, 3], Some(weight)), value("y", &[1, 3], None)];
+        let (name, op_type) = (String::from("fc"), String::from("MatMul"));
+        let nodes = vec![Node { name, op_type, op: Op::MatMul, inputs: vec![0, 1], outputs: vec![2] }];
+        let graph = Graph { values, nodes, inputs: vec![0], outputs: vec![2] };
+        Model::from_graph(graph, Vec::new(), None).unwrap()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let model = dense();
+        let session = model.session(None).unwrap();
+        assert!(matches!(session.logits(&[0.0; 3]), Err(TrainError::Length { expected: 4, found: 3 })));
+        assert!(session.predict(Array2::zeros((1, 4)).view()).is_ok());
+        assert_eq!(session.predict(Array1::zeros(4).view()).unwrap().len(), 3);
+        assert!(matches!(session.predict(Array2::zeros((2, 2)).view()), Err(TrainError::Shape { .. })));
+
+        let mut examples = model.new_examples(1);
+        examples.push_array(Array1::ones(4).view(), 3).unwrap();
+        let evaluate = |labels: &[String]| -> Result<Evaluation, TrainError> { session.evaluate(labels, &examples) };
+        assert!(matches!(evaluate(model.labels()), Err(TrainError::Target { found: 3, classes: 3 })));
+        assert!(matches!(evaluate(&model.labels()[..2]), Err(TrainError::Setting { .. })));
+
+        let mut trainer = model.trainer(model.new_adapter(&AdapterSpec::default(), 0).unwrap(), 1).unwrap();
+        assert!(matches!(trainer.step(&[(&[0.0; 4], 3)], 0.1), Err(TrainError::Target { found: 3, classes: 3 })));
+        assert!(matches!(trainer.step(&[(&[0.0; 5], 0)], 0.1), Err(TrainError::Uncached { expected: 4, found: 5 })));
+        assert!(matches!(trainer.restore(&[0.0]), Err(TrainError::Parameters { found: 1, .. })));
+        let at = trainer.snapshot();
+        trainer.restore(&at).unwrap();
+        assert!(trainer.step(&[(&[1.0; 4], 2)], 0.1).unwrap().is_finite());
+        assert_eq!(trainer.gradient_values().len(), at.len());
+    }
 
     #[test]
     fn what_a_user_holds_goes_between_threads() {

@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         train_adapter(&model, adapter, &config, args.training.automatic(), material, args.training.threads)?;
     let mut after = evaluate(&model.session(Some(&adapter))?)?;
     let out = args.out.clone().unwrap_or_else(|| folder.path().join("adapter"));
-    crate::lora::write_whole(&out, &adapter, model.graph())?;
+    model.write_adapter(&out, &adapter)?;
 
     let outcome = Outcome {
         trainable_parameters: adapter.parameters(),

@@ -43,13 +43,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if real(&args.out).is_some_and(|out| Some(out) == real(model.path())) {
         bail!("--out {} is the frozen model itself, which adapters belong to: name another file", args.out.display());
     }
-    let sites = model.sites();
-    let (adapter, bound) = crate::lora::load(&args.adapter, model.graph(), &sites, model.sha256())?;
-    let bytes = std::fs::read(model.path()).with_context(|| format!("cannot read {}", model.path().display()))?;
-    let merged = crate::lora::merge::merge(&bytes, model.graph(), &adapter, &bound)?;
+    let adapter = model.read_adapter(&args.adapter)?;
+    let merged = model.merge(&adapter)?;
     crate::store::write_file(&args.out, &merged.bytes)?;
     let out = args.out.display().to_string();
-    let outcome = Outcome { out, bytes: merged.bytes.len(), sites: bound.len(), notes: merged.notes };
+    let outcome = Outcome { out, bytes: merged.bytes.len(), sites: adapter.sites.len(), notes: merged.notes };
     if args.json {
         return report::json(&outcome);
     }

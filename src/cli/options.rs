@@ -136,6 +136,7 @@ pub(super) struct Recipe {
     pub(super) variants: usize,
     pub(super) epochs: usize,
     pub(super) rate: f32,
+    pub(super) smoothing: f32,
 }
 
 impl Recipe {
@@ -144,9 +145,9 @@ impl Recipe {
         let off = Augment::default();
         match kind {
             "mfcc" | "log-mel" | "waveform" => {
-                Self { augment: Augment { shift_ms: 60.0, ..off }, variants: 8, epochs: 30, rate: 5e-3 }
+                Self { augment: Augment { shift_ms: 60.0, ..off }, variants: 8, epochs: 30, rate: 1e-2, smoothing: 0.1 }
             }
-            _ => Self { augment: off, variants: 8, epochs: 20, rate: 5e-3 },
+            _ => Self { augment: off, variants: 8, epochs: 40, rate: 3e-3, smoothing: 0.0 },
         }
     }
 }

@@ -1,5 +1,7 @@
 //! An adapter in memory: a table of sites with their tensors in PEFT's shapes and the order of the ONNX file.
 
+use ndarray::{ArrayView1, ArrayViewD};
+
 use super::Adaptation;
 use crate::graph::{Choice, Graph, Layout, Site, SiteKind, ValueId};
 
@@ -209,6 +211,37 @@ impl AdapterSite {
                 let mut merged = vec![0.0; weight.len()];
                 site.weight_to_file(&kernel, &mut merged);
                 (merged, None)
+            }
+        }
+    }
+}
+
+impl AdapterSite {
+    /// The tensors with their names: `lora_A` `[rank, in/groups(, kh, kw)]` and `lora_B` `[out, rank/groups(, 1, 1)]`,
+    /// `accentor_scale` and `accentor_shift` `[channels]`, or `weight` in the file's shape and `bias` `[out]`. Values that
+    /// do not fit the site's shape come in one dimension.
+    pub fn arrays(&self) -> Vec<(&'static str, ArrayViewD<'_, f32>)> {
+        let view = |shape: &[usize], values| -> ArrayViewD<'_, f32> {
+            ArrayViewD::from_shape(shape, values).unwrap_or_else(|_| ArrayView1::from(values).into_dyn())
+        };
+        match &self.delta {
+            Delta::LowRank { rank, a, b, .. } => {
+                let (outputs, inputs) = match (self.layout, self.weight_shape.as_slice()) {
+                    (Layout::InOut, [inputs, outputs]) => (*outputs, vec![*inputs]),
+                    (_, [outputs, inputs @ ..]) => (*outputs, inputs.to_vec()),
+                    _ => (0, Vec::new()),
+                };
+                let of_a: Vec<usize> = [*rank].into_iter().chain(inputs.iter().copied()).collect();
+                let mut of_b = vec![outputs, rank / self.groups.max(1)];
+                of_b.extend(inputs.iter().skip(1).map(|_| 1));
+                vec![("lora_A", view(&of_a, a)), ("lora_B", view(&of_b, b))]
+            }
+            Delta::ScaleShift { scale, shift } => {
+                vec![("accentor_scale", view(&[scale.len()], scale)), ("accentor_shift", view(&[shift.len()], shift))]
+            }
+            Delta::Full { weight, bias } => {
+                let weight = ("weight", view(&self.weight_shape, weight));
+                [Some(weight), bias.as_ref().map(|b| ("bias", view(&[b.len()], b)))].into_iter().flatten().collect()
             }
         }
     }

@@ -16,6 +16,8 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
+use ndarray::{ArrayView, Dimension};
+
 pub use dataset::{Dataset, Example, dataset};
 pub use resample::resample;
 pub(crate) use resample::{dot, resample_by};
@@ -75,6 +77,12 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     /// The values, the last dimension fastest.
     pub values: Vec<f32>,
+}
+
+impl<D: Dimension> From<ArrayView<'_, f32, D>> for Tensor {
+    fn from(array: ArrayView<f32, D>) -> Self {
+        Self { shape: array.shape().into(), values: array.iter().copied().collect() }
+    }
 }
 
 /// Why samples could not be had.

@@ -151,8 +151,8 @@ impl Trainer {
     /// Trains; `observer` is called after each step and ends the run by returning false. With validation data the
     /// adapter of the best epoch stays (lowest loss), else the last.
     ///
-    /// Replay examples are mixed in evenly: each epoch draws as many of them as there are training examples, or all if
-    /// there are fewer.
+    /// Replay examples are mixed in evenly: each epoch draws one of them for two training examples, or all if there are
+    /// fewer.
     ///
     /// # Errors
     /// A setting that makes no sense, a loss that is not finite any more, an operator that fails.
@@ -169,7 +169,7 @@ impl Trainer {
         }
         config.apply(self);
         let mut rng = fastrand::Rng::with_seed(config.seed);
-        let replayed = replay.map_or(0, |r| r.len().min(train.len()));
+        let replayed = replay.map_or(0, |r| r.len().min(train.len().div_ceil(2)));
         let per_epoch = (train.len() + replayed).div_ceil(config.batch);
         let steps = per_epoch * config.epochs;
         let mut report = FitReport::default();

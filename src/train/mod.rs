@@ -89,7 +89,9 @@ pub enum TrainError {
         found: usize,
     },
     /// Parameters of another trainer.
-    #[error("found {found} parameters, the adapter has {expected}: restore what `Trainer::snapshot` of the same trainer gave")]
+    #[error(
+        "found {found} parameters, the adapter has {expected}: restore what `Trainer::snapshot` of the same trainer gave"
+    )]
     Parameters {
         /// What the adapter has.
         expected: usize,

@@ -511,3 +511,26 @@ fn layouts_of_dense_sites() {
     let root = changed(&adapter, |_| {}, |_| {});
     assert_eq!(read(root.path()).unwrap(), adapter);
 }
+
+#[test]
+fn tensors_come_as_arrays_in_the_shapes_of_the_file() {
+    let shapes = |adapter: &Adapter| -> Vec<(&'static str, Vec<usize>)> {
+        let arrays = adapter.sites.iter().flat_map(AdapterSite::arrays);
+        arrays.map(|(name, array)| (name, array.shape().to_vec())).collect()
+    };
+    let ranks: Vec<usize> = example().1.iter().map(|site| site.capped_rank(3)).collect();
+    let mut expected = vec![
+        ("lora_A", vec![ranks[0], 2, 3, 1]),
+        ("lora_B", vec![4, ranks[0], 1, 1]),
+        ("lora_A", vec![ranks[1], 2, 1, 2]),
+        ("lora_B", vec![6, ranks[1] / 2, 1, 1]),
+        ("accentor_scale", vec![6]),
+        ("accentor_shift", vec![6]),
+        ("lora_A", vec![ranks[3], 6]),
+        ("lora_B", vec![3, ranks[3]]),
+    ];
+    assert_eq!(shapes(&adapter(false)), expected);
+    expected.truncate(6);
+    expected.extend([("weight", vec![6, 3]), ("bias", vec![3])]);
+    assert_eq!(shapes(&adapter(true)), expected);
+}
