@@ -19,6 +19,7 @@ use crate::ops::function::FunctionKind;
 use crate::ops::movement::PadMode;
 use crate::ops::norm::NormKind;
 use crate::ops::reduce::ReduceKind;
+use crate::ops::resize::AxisMap;
 use crate::ops::unary::UnaryKind;
 
 /// Index of a value in [`Graph::values`].
@@ -150,6 +151,8 @@ pub enum Op {
     Norm(NormKind, Vec<usize>, usize),
     /// Over this many channels of axis 1; alpha, beta and bias.
     Lrn(usize, [f32; 3]),
+    /// A map along each of these logical axes, and what stands where the output has no place in the input.
+    Resize(Arc<[(usize, AxisMap)]>, f32),
     /// Maximum over a window.
     MaxPool(Window),
     /// Mean over a window; whether padding counts.

@@ -45,7 +45,7 @@ type Trail = Vec<NodeId>;
 
 impl Graph {
     /// Replaces every pattern; the values inside stay without a writer or a reader.
-    pub(crate) fn recognise(&mut self) {
+    pub fn recognise(&mut self) {
         // Each round takes at least one node away, so this ends.
         let mut from = 0;
         while let Some((at, found)) = self.next_pattern(from) {

@@ -381,7 +381,8 @@ impl<'a> Converter<'a> {
                     || self.lower_selection(node, name, inputs, y)?
                     || self.lower_einsum(node, name, inputs, y)?
                     || self.lower_norm(node, name, inputs, outputs)?
-                    || self.lower_conv_transpose(node, name, inputs, y)?);
+                    || self.lower_conv_transpose(node, name, inputs, y)?
+                    || self.lower_resize(node, name, inputs, y)?);
             }
         };
         let takes = match &op {

@@ -109,6 +109,11 @@ fn refused(onnx: &Onnx, proto: &ModelProto, folder: Option<&str>, opset: i64) ->
         if node.op_type == "Constant" || Attributes(node).has_graph() {
             return None;
         }
+        if node.op_type == "AveragePool"
+            && Attributes(node).ints("dilations").is_some_and(|d| d.iter().any(|d| *d != 1))
+        {
+            return Some("dilations".into());
+        }
         known(&context, node).err().map(|e| brief(&e))
     };
     graph.node.iter().enumerate().filter_map(|(at, node)| Some((at, why(node)?))).collect()

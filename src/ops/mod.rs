@@ -24,6 +24,7 @@ pub mod norm;
 pub mod pool;
 pub mod reduce;
 pub mod repeat;
+pub mod resize;
 pub mod select;
 pub mod softmax;
 pub mod unary;

@@ -5,6 +5,7 @@
 
 mod conv_transpose;
 mod norm;
+mod resize;
 mod select;
 
 use std::collections::HashMap;
@@ -231,6 +232,7 @@ impl<'a> Lowering<'a> {
                 Ok(())
             }
             Op::ConvTranspose(window, groups) => self.conv_transpose(id, node, window, *groups),
+            Op::Resize(maps, fill) => self.resize(node, maps, *fill),
             Op::Norm(kind, axes, groups) => self.norm(node, *kind, axes, *groups),
             Op::Lrn(size, parameters) => self.lrn(node, *size, *parameters),
             Op::MaxPool(window) | Op::AveragePool(window, _) => {
