@@ -157,6 +157,8 @@ pub enum Op {
     MaxPool(Window),
     /// Mean over a window; whether padding counts.
     AveragePool(Window, bool),
+    /// (Σ |x|ᵖ)^(1/p) over a window.
+    LpPool(Window, i32),
     /// Over these logical axes, which stay with size 1 or go.
     Reduce(ReduceKind, Vec<usize>),
     /// Same elements in the same order under another shape (Reshape, Flatten, Squeeze, Unsqueeze, Identity, …).

@@ -12,6 +12,8 @@
 //! A pattern is replaced only if nothing else reads what lies inside it and no inner value is an output. What replaces
 //! it has the name of the last node, and stands in its place.
 
+use std::collections::BTreeSet;
+
 use super::{Graph, Node, NodeId, Op, ValueId};
 use crate::ops::binary::BinaryKind;
 use crate::ops::function::FunctionKind;
@@ -58,7 +60,8 @@ impl Graph {
                 outputs: node.outputs.clone(),
             };
             self.nodes[at] = whole;
-            let gone: Vec<NodeId> = found.nodes.into_iter().filter(|id| *id != at).collect();
+            // A node can have been met on two ways.
+            let gone: BTreeSet<NodeId> = found.nodes.into_iter().filter(|id| *id != at).collect();
             from = at + 1 - gone.iter().filter(|id| **id < at).count();
             let mut id = 0;
             self.nodes.retain(|_| {

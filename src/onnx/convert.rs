@@ -1,5 +1,6 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod center;
 mod contrib;
 mod conv_transpose;
 mod einsum;
@@ -301,7 +302,7 @@ impl<'a> Converter<'a> {
                 };
                 unary(UnaryKind::Clip { min, max })
             }
-            "MaxPool" | "AveragePool" => {
+            "MaxPool" | "AveragePool" | "LpPool" => {
                 if outputs.len() > 1 || !(3..=4).contains(&rank) {
                     return Ok(false);
                 }
@@ -310,10 +311,23 @@ impl<'a> Converter<'a> {
                 let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
                 match node.op_type.as_str() {
                     "MaxPool" => Op::MaxPool(window),
+                    "LpPool" => {
+                        let p = attributes.int("p").unwrap_or(2);
+                        let fits = i32::try_from(p).ok().filter(|p| *p > 0);
+                        Op::LpPool(
+                            window,
+                            fits.ok_or_else(|| self.error(node, format!("p is {p}, expected 1 or more")))?,
+                        )
+                    }
                     _ => Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0),
                 }
             }
             "GlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
+            "GlobalLpPool" => match attributes.int("p").unwrap_or(2) {
+                1 => Op::Reduce(ReduceKind::L1, (2..rank).collect()),
+                2 => Op::Reduce(ReduceKind::L2, (2..rank).collect()),
+                _ => return Ok(false),
+            },
             "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
             "Cast" | "CastLike" => {
@@ -382,7 +396,8 @@ impl<'a> Converter<'a> {
                     || self.lower_einsum(node, name, inputs, y)?
                     || self.lower_norm(node, name, inputs, outputs)?
                     || self.lower_conv_transpose(node, name, inputs, y)?
-                    || self.lower_resize(node, name, inputs, y)?);
+                    || self.lower_resize(node, name, inputs, y)?
+                    || self.lower_center_crop_pad(node, name, inputs, y)?);
             }
         };
         let takes = match &op {

@@ -23,7 +23,7 @@ use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::depthwise::FrozenDepthwise;
 use crate::ops::matmul::MatMul;
 use crate::ops::movement::{Constant, Copy, Pad, Permute, Place, Slice};
-use crate::ops::pool::{AveragePool, MaxPool, Window as PoolWindow};
+use crate::ops::pool::{AveragePool, LpPool, MaxPool, Window as PoolWindow};
 use crate::ops::reduce::Reduce;
 use crate::ops::softmax::Softmax;
 use crate::ops::unary::{Activation, Unary, UnaryKind};
@@ -235,7 +235,7 @@ impl<'a> Lowering<'a> {
             Op::Resize(maps, fill) => self.resize(node, maps, *fill),
             Op::Norm(kind, axes, groups) => self.norm(node, *kind, axes, *groups),
             Op::Lrn(size, parameters) => self.lrn(node, *size, *parameters),
-            Op::MaxPool(window) | Op::AveragePool(window, _) => {
+            Op::MaxPool(window) | Op::AveragePool(window, _) | Op::LpPool(window, _) => {
                 let order = channels_last(self.shape(node.inputs[0]).len());
                 let x = self.want(node.inputs[0], &order)?;
                 let g = self.geometry(node, window, 1)?;
@@ -252,6 +252,7 @@ impl<'a> Lowering<'a> {
                     Op::AveragePool(_, counted) => {
                         self.op(node, AveragePool::new(pool, *counted, window.pads_end), vec![x])
                     }
+                    Op::LpPool(_, p) => self.op(node, LpPool::new(pool, *p), vec![x]),
                     _ => self.op(node, MaxPool::new(pool), vec![x]),
                 };
                 self.place(node.outputs[0], slot, order);
