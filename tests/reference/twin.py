@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
+import operators
+
 
 @dataclass
 class Site:
@@ -192,7 +194,7 @@ class Twin(nn.Module):
     def find_sites(self):
         sites, taken = [], {}
         for node in self.model.graph.node:
-            if node.op_type not in ("Conv", "MatMul", "Gemm") or node.output[0] in self.constants:
+            if node.op_type not in ("Conv", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
                 continue
             a = attributes(node)
             left = node.op_type == "MatMul" and node.input[0] in self.constants
@@ -207,6 +209,8 @@ class Twin(nn.Module):
                 kind, layout = ("depthwise" if depthwise else "conv"), ("oihw" if len(shape) == 4 else "oiw")
             elif len(shape) != 2:
                 continue
+            elif node.op_type == "Einsum":
+                kind, layout = "matmul", operators.einsum_layout(node)
             elif node.op_type == "Gemm":
                 kind, layout = "gemm", "out_in" if a.get("transB", 0) ^ turned else "in_out"
             else:
@@ -488,4 +492,7 @@ class Twin(nn.Module):
                     return [self.to_torch(numpy_helper.to_array(a["value"]))]
                 key, value = next(iter(a.items()))
                 return [torch.tensor(value, dtype=torch.int64 if "int" in key else self.dtype)]
+        found = operators.evaluate(self, node, a, v)
+        if found is not None:
+            return found
         raise NotImplementedError(f"{node.op_type} ({node.name})")

@@ -103,18 +103,30 @@ impl Converter<'_> {
         let present: Vec<ValueId> = inputs.iter().flatten().copied().collect();
         let text = Attributes(node).string("equation").unwrap_or_default();
         let ranks: Vec<usize> = present.iter().map(|v| self.shape(*v).len()).collect();
-        let Some(equation) = Equation::parse(text, &ranks) else { return Ok(false) };
+        // tract does not read every equation with an ellipsis as ONNX does: what is not lowered here must not run there.
+        let elsewhere = || match text.contains("...") {
+            true => {
+                Err(self
+                    .error(node, format!("equation `{text}` is not supported; export it with every label spelled out")))
+            }
+            false => Ok(false),
+        };
+        let Some(equation) = Equation::parse(text, &ranks) else { return elsewhere() };
         let mut sizes: HashMap<char, usize> = HashMap::new();
         for (value, labels) in present.iter().zip(&equation.inputs) {
             for (label, size) in labels.iter().zip(self.shape(*value)) {
                 if *sizes.entry(*label).or_insert(size) != size {
-                    return Ok(false);
+                    return elsewhere();
                 }
             }
         }
         let y_shape: Vec<usize> = equation.output.iter().map(|c| sizes[c]).collect();
         if y_shape != self.shape(y) {
-            return Ok(false);
+            let what = format!(
+                "equation `{text}` gives {y_shape:?}, and the loader takes it for {:?}; export it with every label spelled out",
+                self.shape(y)
+            );
+            return Err(self.error(node, what));
         }
         let start = self.graph.nodes.len();
         let mut terms = present.iter().zip(&equation.inputs).map(|(v, l)| Term { value: *v, labels: l.clone() });

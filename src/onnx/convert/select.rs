@@ -163,7 +163,9 @@ impl Converter<'_> {
             if !h.is_multiple_of(b) || !w.is_multiple_of(b) {
                 return Err(self.error(node, format!("blocks of {b} do not fit {shape:?}")));
             }
-            return Ok(Some((vec![n, c, h / b, b, w / b, b], vec![0, 3, 5, 1, 2, 4])));
+            let crd = attributes.string("mode") == Some("CRD");
+            let perm = if crd { vec![0, 1, 3, 5, 2, 4] } else { vec![0, 3, 5, 1, 2, 4] };
+            return Ok(Some((vec![n, c, h / b, b, w / b, b], perm)));
         }
         if !c.is_multiple_of(b * b) {
             return Err(self.error(node, format!("{c} channels do not fill blocks of {b} by {b}")));
