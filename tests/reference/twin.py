@@ -9,6 +9,7 @@ LoRA is written here:
     conv       y = W * x + s·B * (A * x)                           A [r, in/groups, k…]   B [out, r/groups, 1…]
                A with the site's stride, padding, dilation and groups, B with its groups: merged,
                W[o] += s·Σ_j B[o, j]·A[group(o)·r/groups + j]
+    transposed W [in, out/groups, k…] as that of a conv from y to x     A [r, out/groups, k…]  B [in, r/groups, 1…]
     depthwise  y = scale·(W * x + bias) + shift                    scale [out], shift [out]
 
 s = alpha / rank of the site. Everything is added to the weight as the file holds it: a Gemm's alpha multiplies the LoRA too.
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
+import norms
 import operators
 
 
@@ -33,7 +35,7 @@ class Site:
     node: str          # ONNX node name, may be empty
     output: str        # first output of the node
     initializer: str   # name of the constant weight
-    kind: str          # conv | depthwise | matmul | matmul_left | gemm
+    kind: str          # conv | depthwise | conv_transpose | matmul | matmul_left | gemm
     layout: str        # of the initializer: oihw | oiw | in_out | out_in
     groups: int
     weight_shape: list
@@ -194,7 +196,7 @@ class Twin(nn.Module):
     def find_sites(self):
         sites, taken = [], {}
         for node in self.model.graph.node:
-            if node.op_type not in ("Conv", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
+            if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
                 continue
             a = attributes(node)
             left = node.op_type == "MatMul" and node.input[0] in self.constants
@@ -207,6 +209,8 @@ class Twin(nn.Module):
             if node.op_type == "Conv":
                 depthwise = groups > 1 and shape[1] == 1
                 kind, layout = ("depthwise" if depthwise else "conv"), ("oihw" if len(shape) == 4 else "oiw")
+            elif node.op_type == "ConvTranspose":
+                kind, layout = "conv_transpose", ("oihw" if len(shape) == 4 else "oiw")
             elif len(shape) != 2:
                 continue
             elif node.op_type == "Einsum":
@@ -492,7 +496,7 @@ class Twin(nn.Module):
                     return [self.to_torch(numpy_helper.to_array(a["value"]))]
                 key, value = next(iter(a.items()))
                 return [torch.tensor(value, dtype=torch.int64 if "int" in key else self.dtype)]
-        found = operators.evaluate(self, node, a, v)
+        found = operators.evaluate(self, node, a, v) or norms.evaluate(self, node, a, v)
         if found is not None:
             return found
         raise NotImplementedError(f"{node.op_type} ({node.name})")

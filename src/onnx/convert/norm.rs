@@ -33,7 +33,9 @@ impl Converter<'_> {
         let axis_or =
             |default: i64| axis(attributes.int("axis").unwrap_or(default), rank).ok_or_else(|| out_of_range("axis"));
         match node.op_type.as_str() {
-            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" if outputs.len() == 1 => {
+            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization"
+                if !self.reads_statistics(node) =>
+            {
                 let axes = (axis_or(-1)?..rank).collect();
                 let kind = match node.op_type.as_str() {
                     "LayerNormalization" => NormKind::Standard { epsilon: epsilon(1e-5) },
@@ -88,6 +90,15 @@ impl Converter<'_> {
         Ok(true)
     }
 
+    /// Whether anything reads the mean or the deviation that the node gives beside its output.
+    fn reads_statistics(&self, node: &NodeProto) -> bool {
+        let given: Vec<&String> = node.output.iter().skip(1).take(2).filter(|o| !o.is_empty()).collect();
+        let graph = self.proto.graph.as_ref();
+        let inputs = graph.iter().flat_map(|g| &g.node).flat_map(|n| &n.input);
+        let outputs = graph.iter().flat_map(|g| &g.output).map(|o| &o.name);
+        inputs.chain(outputs).any(|name| given.contains(&name))
+    }
+
     /// Layer normalisation of the sum of two activations and a bias.
     fn skip_norm(
         &mut self,
@@ -100,7 +111,7 @@ impl Converter<'_> {
         let input = |i: usize| inputs.get(i).copied().flatten();
         let output = |i: usize| node.output.get(i).filter(|o| !o.is_empty());
         let (Some(x), Some(skip)) = (input(0), input(1)) else { return Ok(false) };
-        if output(1).is_some() || output(2).is_some() {
+        if self.reads_statistics(node) {
             return Ok(false);
         }
         let simple = node.op_type == "SkipSimplifiedLayerNormalization";
