@@ -207,20 +207,20 @@ fn gelu() {
                 let cube = net.scalar(Pow, x, 3.0);
                 let part = net.scalar(Mul, cube, 0.044_715);
                 let sum = net.binary(Add, x, part);
-                net.scalar(Mul, sum, 0.797_884_56)
+                net.scalar(Mul, sum, 0.797_884_6)
             }
             1 => {
                 let square = net.binary(Mul, x, x);
                 let cube = net.binary(Mul, square, x);
                 let part = net.scalar(Mul, cube, 0.044_715);
                 let sum = net.binary(Add, part, x);
-                net.scalar(Mul, sum, 0.797_884_56)
+                net.scalar(Mul, sum, 0.797_884_6)
             }
             _ => {
                 let square = net.binary(Mul, x, x);
                 let part = net.scalar(Mul, square, 0.044_715);
                 let sum = net.scalar(Add, part, 1.0);
-                let scaled = net.scalar(Mul, x, 0.797_884_56);
+                let scaled = net.scalar(Mul, x, 0.797_884_6);
                 net.binary(Mul, scaled, sum)
             }
         };

@@ -24,7 +24,7 @@ use crate::ops::unary::UnaryKind;
 /// What a constant of a formula may be off, relative: it is rounded to f32, or is the quotient of two such.
 const CONSTANT_RELATIVE: f32 = 1e-6;
 /// √(2/π), and the cubic term, of the approximation of Gelu (Hendrycks and Gimpel 2016, arXiv 1606.08415).
-const GELU_FACTOR: f32 = 0.797_884_56;
+const GELU_FACTOR: f32 = 0.797_884_6;
 const GELU_CUBE: f32 = 0.044_715;
 
 /// A pattern: what replaces the last of its nodes, and the nodes.
