@@ -118,6 +118,7 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
         key: s.key.clone(),
         kind: match s.kind {
             SiteKind::Conv => "conv",
+            SiteKind::ConvTranspose => "conv_transpose",
             SiteKind::Dense => "dense",
             SiteKind::Depthwise => "depthwise",
             SiteKind::Recurrent => "recurrent",

@@ -5,6 +5,7 @@
 
 mod ending;
 mod layout;
+mod patterns;
 mod quantised;
 mod recurrent;
 mod sites;
@@ -20,8 +21,10 @@ use crate::ops::binary::BinaryKind;
 use crate::ops::fold::FoldKind;
 use crate::ops::function::FunctionKind;
 use crate::ops::movement::PadMode;
+use crate::ops::norm::NormKind;
 use crate::ops::quantise::{DynamicPart, Half};
 use crate::ops::reduce::ReduceKind;
+use crate::ops::resize::AxisMap;
 use crate::ops::unary::UnaryKind;
 
 /// Index of a value in [`Graph::values`].
@@ -128,6 +131,8 @@ pub struct Node {
 pub enum Op {
     /// Inputs x `[1, c, (h,) w]`, W, and bias if there is one. A 1-D convolution has height 1.
     Conv(Window, usize),
+    /// Inputs x `[1, c, (h,) w]`, W `[c, out / groups, (kh,) kw]`, and bias if there is one; its window and groups.
+    ConvTranspose(Window, usize),
     /// Inputs a, b.
     MatMul,
     /// alpha · op(a) · op(b) + beta · c; inputs a, b, and c if there is one.
@@ -150,10 +155,19 @@ pub enum Op {
         /// Added to the variance.
         epsilon: f32,
     },
+    /// Statistics over these logical axes, of which axis 1 is cut into groups; inputs x, and scale and bias where there
+    /// are, constants that broadcast to x.
+    Norm(NormKind, Vec<usize>, usize),
+    /// Over this many channels of axis 1; alpha, beta and bias.
+    Lrn(usize, [f32; 3]),
+    /// A map along each of these logical axes, and what stands where the output has no place in the input.
+    Resize(Arc<[(usize, AxisMap)]>, f32),
     /// Maximum over a window.
     MaxPool(Window),
     /// Mean over a window; whether padding counts.
     AveragePool(Window, bool),
+    /// (Σ |x|ᵖ)^(1/p) over a window.
+    LpPool(Window, i32),
     /// Over these logical axes, which stay with size 1 or go.
     Reduce(ReduceKind, Vec<usize>),
     /// Same elements in the same order under another shape (Reshape, Flatten, Squeeze, Unsqueeze, Identity, …).

@@ -20,7 +20,8 @@ pub struct Site {
     pub kind: SiteKind,
     /// How the file lays the weight out.
     pub layout: Layout,
-    /// Input features: channels of all groups, or width of the dense input.
+    /// Input features: channels of all groups, or width of the dense input. A transposed convolution counts as the
+    /// convolution from its output to its input, which has the same weight: its output channels are the inputs here.
     pub inputs: usize,
     /// Output features.
     pub outputs: usize,
@@ -36,6 +37,9 @@ pub struct Site {
 pub enum SiteKind {
     /// Convolution, also grouped: a low-rank pair, A with the kernel, B 1 x 1.
     Conv,
+    /// Transposed convolution: a low-rank pair, `A [r, out / groups, kernel]` and `B [in, r / groups, 1 x 1]`, so that
+    /// B·A has the weight's own form `[in, out / groups, kernel]`. PEFT (0.21) has no such layer.
+    ConvTranspose,
     /// MatMul or Gemm: a low-rank pair.
     Dense,
     /// Depthwise convolution: a scale and a shift a channel.
@@ -209,7 +213,7 @@ impl Graph {
             groups: 1,
         };
         let (weight, transposed, out_in) = match &node.op {
-            Op::Conv(window, groups) if activation(0) => {
+            Op::Conv(window, groups) | Op::ConvTranspose(window, groups) if activation(0) => {
                 let (weight, _) = weight_at(1)?;
                 site.layout = Layout::OutInKernel;
                 site.kernel = window.kernel;
@@ -217,7 +221,11 @@ impl Graph {
                 let shape = &self.values[weight].shape;
                 (site.inputs, site.outputs) = (shape[1] * groups, shape[0]);
                 let depthwise = *groups > 1 && shape[1] == 1;
-                site.kind = if depthwise { SiteKind::Depthwise } else { SiteKind::Conv };
+                site.kind = match node.op {
+                    Op::ConvTranspose(..) => SiteKind::ConvTranspose,
+                    _ if depthwise => SiteKind::Depthwise,
+                    _ => SiteKind::Conv,
+                };
                 (weight, false, false)
             }
             Op::Gemm { trans_b, .. } if activation(0) => weight_at(1).map(|(w, t)| (w, t, *trans_b))?,
@@ -234,7 +242,7 @@ impl Graph {
         }
         let stored = |b: &ValueId| self.values[*b].is_in_file();
         site.bias = match &node.op {
-            Op::Conv(..) => node.inputs.get(2).copied().filter(stored),
+            Op::Conv(..) | Op::ConvTranspose(..) => node.inputs.get(2).copied().filter(stored),
             Op::Gemm { beta, .. } => {
                 let fits = |b: &ValueId| *beta == 1.0 && self.values[*b].len() == site.outputs;
                 node.inputs.get(2).copied().filter(stored).filter(fits)

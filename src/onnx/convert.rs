@@ -1,9 +1,14 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod center;
+mod contrib;
+mod conv_transpose;
 mod einsum;
 mod elementwise;
+mod norm;
 mod quantised;
 mod recurrent;
+mod resize;
 mod select;
 
 use std::collections::HashMap;
@@ -21,6 +26,8 @@ use crate::ops::binary::BinaryKind;
 use crate::ops::movement::PadMode;
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
+
+pub(super) use resize::resized;
 
 const CONTROL_FLOW: &str =
     "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow";
@@ -108,10 +115,7 @@ impl<'a> Converter<'a> {
                 // An unused second output (a dropout mask) may stay unknown.
                 Err(_) if !outputs.is_empty() => break,
                 Err(_) if Attributes(node).has_graph() => return Err(self.error(node, CONTROL_FLOW)),
-                Err(e) => {
-                    let unknown = "the loader does not know this operator; export the model with standard operators";
-                    return Err(if self.known(node) { e } else { self.error(node, unknown) });
-                }
+                Err(e) => return Err(self.untold(node, output).unwrap_or(e)),
             }
         }
         let inputs: Vec<Option<ValueId>> = node.input.iter().map(|i| self.names.get(i).copied()).collect();
@@ -127,7 +131,12 @@ impl<'a> Converter<'a> {
         }
         let standard = node.domain.is_empty() || node.domain == "ai.onnx";
         let float = outputs.first().is_some_and(|o| self.graph.values[*o].element.is_float());
-        let lowered = if standard && float { self.lower(node, &name, &inputs, &outputs)? } else { false };
+        let lowered = match node.domain.as_str() {
+            _ if !float => false,
+            _ if standard => self.lower(node, &name, &inputs, &outputs)?,
+            "com.microsoft" => self.lower_contrib(node, &name, &inputs, &outputs)?,
+            _ => false,
+        };
         if !lowered {
             self.foreign(node, name, &inputs, outputs)?;
         }
@@ -155,8 +164,17 @@ impl<'a> Converter<'a> {
         Attributes(node).int("to").is_some_and(|to| [DataType::Float as i64, DataType::Double as i64].contains(&to))
     }
 
-    fn known(&self, node: &NodeProto) -> bool {
-        tract_onnx::onnx().op_register.0.contains_key(&node.op_type)
+    /// Why nothing is known about a node: an operator that neither the loader nor tract knows, or one in a form that
+    /// tract does not take.
+    fn untold(&self, node: &NodeProto, output: &str) -> Option<OnnxError> {
+        let what = match self.facts.refused(output) {
+            Some(why) => format!("this form of the operator is not supported: {why}"),
+            None if !tract_onnx::onnx().op_register.0.contains_key(&node.op_type) => {
+                "the loader does not know this operator; export the model with standard operators".into()
+            }
+            None => return None,
+        };
+        Some(self.error(node, what))
     }
 
     fn foreign(
@@ -183,6 +201,9 @@ impl<'a> Converter<'a> {
                 activations.push((text.clone(), shape, dt));
                 ids.push(*id);
             }
+        }
+        if let Some(error) = node.output.iter().find(|o| !o.is_empty()).and_then(|o| self.untold(node, o)) {
+            return Err(error);
         }
         let built = TractNode::new(node, self.proto, &activations, &constants);
         let op = built.map_err(|e| self.error(node, format!("this operator cannot run: {e}")))?;
@@ -298,7 +319,7 @@ impl<'a> Converter<'a> {
                 };
                 unary(UnaryKind::Clip { min, max })
             }
-            "MaxPool" | "AveragePool" => {
+            "MaxPool" | "AveragePool" | "LpPool" => {
                 if outputs.len() > 1 || !(3..=4).contains(&rank) {
                     return Ok(false);
                 }
@@ -307,10 +328,23 @@ impl<'a> Converter<'a> {
                 let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
                 match node.op_type.as_str() {
                     "MaxPool" => Op::MaxPool(window),
+                    "LpPool" => {
+                        let p = attributes.int("p").unwrap_or(2);
+                        let fits = i32::try_from(p).ok().filter(|p| *p > 0);
+                        Op::LpPool(
+                            window,
+                            fits.ok_or_else(|| self.error(node, format!("p is {p}, expected 1 or more")))?,
+                        )
+                    }
                     _ => Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0),
                 }
             }
             "GlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
+            "GlobalLpPool" => match attributes.int("p").unwrap_or(2) {
+                1 => Op::Reduce(ReduceKind::L1, (2..rank).collect()),
+                2 => Op::Reduce(ReduceKind::L2, (2..rank).collect()),
+                _ => return Ok(false),
+            },
             "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
             "Cast" | "CastLike" => {
@@ -377,7 +411,11 @@ impl<'a> Converter<'a> {
                     || self.lower_reduction(node, name, inputs, y)?
                     || self.lower_selection(node, name, inputs, y)?
                     || self.lower_einsum(node, name, inputs, y)?
-                    || self.lower_recurrent(node, name, inputs, outputs)?);
+                    || self.lower_recurrent(node, name, inputs, outputs)?
+                    || self.lower_norm(node, name, inputs, outputs)?
+                    || self.lower_conv_transpose(node, name, inputs, y)?
+                    || self.lower_resize(node, name, inputs, y)?
+                    || self.lower_center_crop_pad(node, name, inputs, y)?);
             }
         };
         let takes = match &op {

@@ -12,6 +12,8 @@ mod convert;
 #[cfg(feature = "onnx")]
 mod foreign;
 #[cfg(feature = "onnx")]
+mod infer;
+#[cfg(feature = "onnx")]
 mod load;
 #[cfg(feature = "onnx")]
 mod quantised;

@@ -9,6 +9,7 @@ LoRA is written here:
     conv       y = W * x + s·B * (A * x)                           A [r, in/groups, k…]   B [out, r/groups, 1…]
                A with the site's stride, padding, dilation and groups, B with its groups: merged,
                W[o] += s·Σ_j B[o, j]·A[group(o)·r/groups + j]
+    transposed W [in, out/groups, k…] as that of a conv from y to x     A [r, out/groups, k…]  B [in, r/groups, 1…]
     depthwise  y = scale·(W * x + bias) + shift                    scale [out], shift [out]
     recurrent  W or R of one direction of an RNN, GRU or LSTM:     A [r, in]              B [gates·hidden, r]
                W += s·B·A, gates in ONNX's order
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
+import norms
 import operators
 
 
@@ -35,7 +37,7 @@ class Site:
     node: str          # ONNX node name, may be empty
     output: str        # first output of the node
     initializer: str   # name of the constant weight
-    kind: str          # conv | depthwise | matmul | matmul_left | gemm | recurrent
+    kind: str          # conv | depthwise | conv_transpose | matmul | matmul_left | gemm | recurrent
     layout: str        # of the initializer: oihw | oiw | in_out | out_in | stacked_0 | stacked_1
     groups: int
     weight_shape: list
@@ -247,7 +249,7 @@ class Twin(nn.Module):
             if node.op_type in FUNCTIONS:
                 sites += self.recurrent_sites(node)
                 continue
-            if node.op_type not in ("Conv", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
+            if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
                 continue
             a = attributes(node)
             left = node.op_type == "MatMul" and node.input[0] in self.constants
@@ -260,6 +262,8 @@ class Twin(nn.Module):
             if node.op_type == "Conv":
                 depthwise = groups > 1 and shape[1] == 1
                 kind, layout = ("depthwise" if depthwise else "conv"), ("oihw" if len(shape) == 4 else "oiw")
+            elif node.op_type == "ConvTranspose":
+                kind, layout = "conv_transpose", ("oihw" if len(shape) == 4 else "oiw")
             elif len(shape) != 2:
                 continue
             elif node.op_type == "Einsum":
@@ -618,7 +622,7 @@ class Twin(nn.Module):
                     return [self.to_torch(numpy_helper.to_array(a["value"]))]
                 key, value = next(iter(a.items()))
                 return [torch.tensor(value, dtype=torch.int64 if "int" in key else self.dtype)]
-        found = operators.evaluate(self, node, a, v)
+        found = operators.evaluate(self, node, a, v) or norms.evaluate(self, node, a, v)
         if found is not None:
             return found
         raise NotImplementedError(f"{node.op_type} ({node.name})")
