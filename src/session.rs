@@ -6,7 +6,7 @@ use ndarray::{Array1, ArrayView, Dimension};
 
 use crate::graph::{Ending, Graph, Site, ValueId};
 use crate::lora::{Adapter, SiteWeights};
-use crate::plan::{Plan, PlanError, Program};
+use crate::plan::{Arena, Plan, PlanError, Program};
 use crate::train::{Evaluation, Examples, Loss, TrainError};
 
 /// A model that answers. `Send + Sync`: calls from several threads each get an arena of their own.
@@ -17,7 +17,7 @@ pub struct Session {
     ending: Ending,
     input_shape: Vec<usize>,
     classes: usize,
-    arenas: Mutex<Vec<Vec<f32>>>,
+    arenas: Mutex<Vec<Arena>>,
 }
 
 impl Session {
@@ -94,7 +94,7 @@ impl Session {
             return Err(TrainError::Length { expected: self.input_len(), found: input.len() });
         }
         let spare = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut arena = spare.unwrap_or_else(|| vec![0.0; self.plan.arena_len()]);
+        let mut arena = spare.unwrap_or_else(|| Arena::new(self.plan.arena_len()));
         let result = self.plan.forward(&self.weights, &mut arena, input);
         let logits = self.plan.output(&arena, 0).to_vec();
         self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(arena);

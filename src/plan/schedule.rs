@@ -182,12 +182,14 @@ impl Plan {
     /// If a slice is shorter than the plan says.
     pub fn backward(&self, sites: &[SiteWeights], arena: &mut [f32], accumulators: &mut [f32]) {
         for back in &self.backward {
+            let step = &self.forward[back.step];
+            // A gradient that gets its first term here is written, by an operator with one input, or cleared before.
+            let written = back.clear[0] && step.x.len() == 1 && !matches!(step.kind, Kind::Weighted(..));
             for (dx, clear) in back.dx.iter().zip(back.clear) {
-                if let (Some(dx), true) = (dx, clear) {
+                if let (Some(dx), true, false) = (dx, clear, written) {
                     arena[dx.range()].fill(0.0);
                 }
             }
-            let step = &self.forward[back.step];
             let wanted = back.dx.map(|dx| dx.is_some());
             let dx = |i: usize| back.dx[i].unwrap_or_default().range();
             let ranges = [
@@ -205,6 +207,7 @@ impl Plan {
             let [x0, x1, x2, y, saved, dy, dx0, dx1, dx2, work] =
                 arena.get_disjoint_mut(ranges).expect("the arena keeps live buffers apart");
             match &step.kind {
+                Kind::Op(op) if written && wanted[0] => op.vjp_first(x0, y, saved, dy, dx0, work),
                 Kind::Op(op) => {
                     let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
                     let mut dx = [wanted[0].then_some(dx0), wanted[1].then_some(dx1), wanted[2].then_some(dx2)];
@@ -213,7 +216,7 @@ impl Plan {
                 }
                 Kind::Site(index, site) => {
                     let accumulators = &mut accumulators[self.accumulators[*index].clone()];
-                    site.vjp(&sites[*index], x0, y, saved, dy, wanted[0].then_some(dx0), accumulators, work);
+                    site.vjp(&sites[*index], x0, y, saved, dy, wanted[0].then_some(dx0), written, accumulators, work);
                 }
                 Kind::Weighted(op, of) => {
                     let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
