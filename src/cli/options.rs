@@ -19,7 +19,7 @@ pub(super) struct ModelArgs {
 }
 
 /// What a bare .onnx file does not say.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct ModelDetails {
     /// Output to use, by name [default: the first]
     #[arg(long, value_name = "NAME")]
@@ -61,7 +61,7 @@ pub(super) struct AdapterArgs {
     /// The pair counts alpha/rank [default: 2 * rank]
     #[arg(long)]
     pub(super) alpha: Option<f32>,
-    /// Layers to adapt: auto (all but depthwise), all, or a regular expression over node names
+    /// Layers to adapt: auto (all but depthwise), all, none (with --head), or a regular expression over node names
     #[arg(long, default_value = "auto", value_parser = parse_choice)]
     pub(super) sites: Choice,
     /// Train the last dense layer whole in place of a low-rank pair

@@ -4,12 +4,14 @@
 //! in the file (an initializer, a `Constant` node, folded shape arithmetic) is a [`Value`] with data.
 
 mod ending;
+mod head;
 mod layout;
 mod sites;
 
 use std::sync::Arc;
 
 pub use ending::{Ending, EndingKind};
+pub use head::{Head, HeadError, NEW_HEAD};
 pub use sites::{Choice, Layout, Site, SiteKind, choose};
 
 use crate::ops::binary::BinaryKind;

@@ -108,12 +108,14 @@ pub enum Choice {
     Auto,
     /// Every site, depthwise too.
     All,
+    /// No site: only a head is trained.
+    None,
     /// Sites whose node name or key the pattern finds.
     Matching(Box<Regex>),
 }
 
 impl Choice {
-    /// `auto`, `all`, or a regular expression over node names and keys.
+    /// `auto`, `all`, `none`, or a regular expression over node names and keys.
     ///
     /// # Errors
     /// What is wrong with the expression.
@@ -121,6 +123,7 @@ impl Choice {
         match text {
             "auto" => Ok(Choice::Auto),
             "all" => Ok(Choice::All),
+            "none" => Ok(Choice::None),
             pattern => Regex::new(pattern).map(|r| Choice::Matching(Box::new(r))).map_err(|e| e.to_string()),
         }
     }
@@ -131,6 +134,7 @@ pub fn choose(graph: &Graph, sites: &[Site], choice: &Choice) -> Vec<Site> {
     let taken = |site: &&Site| match choice {
         Choice::Auto => site.kind != SiteKind::Depthwise,
         Choice::All => true,
+        Choice::None => false,
         Choice::Matching(regex) => regex.is_match(&graph.nodes[site.node].name) || regex.is_match(&site.key),
     };
     sites.iter().filter(taken).cloned().collect()
