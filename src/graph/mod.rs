@@ -6,15 +6,19 @@
 mod ending;
 mod head;
 mod layout;
+mod recurrent;
 mod sites;
 
 use std::sync::Arc;
 
 pub use ending::{Ending, EndingKind};
 pub use head::{Head, HeadError, NEW_HEAD};
+pub use recurrent::RecurrentLayer;
 pub use sites::{Choice, Layout, Site, SiteKind, choose};
 
 use crate::ops::binary::BinaryKind;
+use crate::ops::fold::FoldKind;
+use crate::ops::function::FunctionKind;
 use crate::ops::movement::PadMode;
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
@@ -166,8 +170,47 @@ pub enum Op {
         /// LogSoftmax.
         log: bool,
     },
+    /// RNN, GRU or LSTM.
+    Recurrent(Box<RecurrentLayer>),
+    /// Element by element, with a slope of the input.
+    Function(FunctionKind),
+    /// Inputs condition, x, y: x where the condition is not 0, else y, with broadcasting.
+    Where,
+    /// Repeated until the output's shape is reached, with leading dimensions added (Expand, Tile).
+    Repeat,
+    /// Running sum.
+    CumSum {
+        /// Logical axis.
+        axis: usize,
+        /// Whether a value is left out of its own sum.
+        exclusive: bool,
+        /// Whether it runs from the end.
+        reverse: bool,
+    },
+    /// Over these logical axes, which stay with size 1 or go.
+    Fold(FoldKind, Vec<usize>),
+    /// Inputs data, indices.
+    Gather(Indexing),
+    /// Inputs data, indices, updates.
+    Scatter {
+        /// What the indices name.
+        indexing: Indexing,
+        /// Whether the updates are added; else they replace.
+        add: bool,
+    },
     /// tract's own operator: it runs, and has no gradient.
     Foreign(Arc<dyn Foreign>),
+}
+
+/// What indices name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Indexing {
+    /// Positions along a logical axis (Gather).
+    Axis(usize),
+    /// The position along a logical axis for each output value (GatherElements, ScatterElements).
+    Elements(usize),
+    /// Tuples of positions behind so many batch dimensions (GatherND, ScatterND).
+    Tuples(usize),
 }
 
 /// A sliding window over `[height, width]`.

@@ -40,6 +40,8 @@ pub enum SiteKind {
     Dense,
     /// Depthwise convolution: a scale and a shift a channel.
     Depthwise,
+    /// Input or recurrent weight of one direction of an RNN, GRU or LSTM: a low-rank pair over all gates.
+    Recurrent,
 }
 
 /// Order of a weight's dimensions in the file.
@@ -51,6 +53,11 @@ pub enum Layout {
     InOut,
     /// `[out, in]`: Gemm with `transB`, MatMul with the weight on the left.
     OutIn,
+    /// One `[out, in]` of `[parts, out, in]`: a direction of a recurrent layer.
+    Stacked {
+        /// Which.
+        part: usize,
+    },
 }
 
 impl Site {
@@ -103,7 +110,7 @@ impl Site {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Choice {
-    /// Every convolution that is not depthwise and every dense layer.
+    /// Every convolution that is not depthwise, every dense layer and every weight of a recurrent one.
     #[default]
     Auto,
     /// Every site, depthwise too.
@@ -146,13 +153,15 @@ impl Graph {
         let needed = self.ancestors(output);
         let mut sites: Vec<Site> = Vec::new();
         for (id, node) in self.nodes.iter().enumerate() {
-            let layer = self.layer(id).filter(|site| needed[id] && self.values[site.weight].stored);
-            if let Some(mut site) = layer {
+            let layer = self.layer(id).into_iter().chain(self.recurrent_sites(id));
+            for mut site in layer.filter(|site| needed[id] && self.values[site.weight].stored) {
                 let initializer = &self.values[site.weight];
-                site.key = match initializer.name.strip_suffix(".weight") {
-                    Some(module) if initializer.stored && !module.is_empty() => module.to_owned(),
-                    _ => node.name.clone(),
-                };
+                if site.key.is_empty() {
+                    site.key = match initializer.name.strip_suffix(".weight") {
+                        Some(module) if initializer.stored && !module.is_empty() => module.to_owned(),
+                        _ => node.name.clone(),
+                    };
+                }
                 let taken = |key: &str| sites.iter().any(|s| s.key == key);
                 if taken(&site.key) {
                     let free = (2..).map(|i| format!("{}#{i}", site.key)).find(|k| !taken(k));

@@ -92,6 +92,8 @@ pub enum MergeError {
 
 /// New values for a tensor, and where they go.
 struct Change {
+    /// The constant that they replace, and the graph's node that reads it; of a new bias, none.
+    of: Option<(ValueId, usize)>,
     target: Target,
     name: String,
     values: Vec<f32>,
@@ -147,7 +149,9 @@ impl Merger<'_> {
         // A bias that is constant but does not stand in the file (folded by the loader) counts as well.
         let is_conv = matches!(node.op, crate::graph::Op::Conv(..));
         let bias = site.bias.or_else(|| if is_conv { node.inputs.get(2).copied() } else { None });
-        let weight = frozen(site.weight).unwrap_or_default();
+        // Of a stacked weight, other parts may be merged already.
+        let before = self.changes.iter().find(|c| c.of == Some((site.weight, site.node)));
+        let weight = before.map(|c| c.values.as_slice()).or_else(|| frozen(site.weight)).unwrap_or_default();
         let (weight, new_bias) = of_adapter.merged(site, weight, bias.and_then(frozen));
         self.tensor(site.node, site.weight, weight)?;
         let Some(new_bias) = new_bias else { return Ok(()) };
@@ -165,7 +169,7 @@ impl Merger<'_> {
                 let weight = self.graph.values[site.weight].name.clone();
                 let index = self.node(site.node)?;
                 let shape = vec![new_bias.len()];
-                self.add(index, 2, &weight, format!("{weight}_accentor_bias"), new_bias, shape)?;
+                self.add(None, index, 2, &weight, format!("{weight}_accentor_bias"), new_bias, shape)?;
                 let name = &self.changes[self.changes.len() - 1].name;
                 self.notes.push(match old {
                     None => format!("node `{}` had no bias: added `{name}` as its third input", node.name),
@@ -179,15 +183,26 @@ impl Merger<'_> {
         }
     }
 
-    /// The node's index in the file, found by its first output.
+    /// The node's index in the file, found by its first output; of several nodes that one of the file became, by that of
+    /// the last.
     fn node(&self, id: usize) -> Result<usize, MergeError> {
-        let node = &self.graph.nodes[id];
-        let output = node.outputs.first().map(|o| self.graph.values[*o].name.as_str());
-        output.and_then(|o| self.file.writer(o)).ok_or_else(|| MergeError::OtherFile { node: node.name.clone() })
+        let graph = self.graph;
+        let output = |id: usize| graph.nodes[id].outputs.first().copied();
+        let chain = std::iter::successors(Some(id), |id| {
+            graph.only_consumer(output(*id)?).filter(|next| graph.nodes[*next].op_type == graph.nodes[*id].op_type)
+        });
+        let mut written = chain.filter_map(|id| self.file.writer(&graph.values[output(id)?].name));
+        written.next().ok_or_else(|| MergeError::OtherFile { node: graph.nodes[id].name.clone() })
     }
 
     /// New `values` for the constant `value` that node `id` reads.
     fn tensor(&mut self, id: usize, value: ValueId, values: Vec<f32>) -> Result<(), MergeError> {
+        let of = Some((value, id));
+        if let Some(at) = self.changes.iter().position(|c| c.of == of) {
+            self.finite(&self.changes[at].name, &values)?;
+            self.changes[at].values = values;
+            return Ok(());
+        }
         let name = self.graph.values[value].name.as_str();
         let node_name = &self.graph.nodes[id].name;
         let index = self.node(id)?;
@@ -199,14 +214,14 @@ impl Merger<'_> {
         if self.file.uses(name) <= 1 && !taken {
             self.check_chain(index, name, node_name)?;
             self.finite(name, &values)?;
-            self.changes.push(Change { target: Target::InPlace, name: name.to_owned(), values, shape });
+            self.changes.push(Change { of, target: Target::InPlace, name: name.to_owned(), values, shape });
             return Ok(());
         }
         let Some(input) = self.file.nodes[index].inputs.iter().position(|i| *i == name) else {
             let through = self.file.nodes[index].inputs.join("`, `");
             return Err(MergeError::Shared { tensor: name.to_owned(), node: node_name.clone(), through });
         };
-        self.add(index, input, name, format!("{name}_accentor"), values, shape)?;
+        self.add(of, index, input, name, format!("{name}_accentor"), values, shape)?;
         let added = &self.changes[self.changes.len() - 1].name;
         self.notes.push(format!(
             "`{name}` is read {} times: added `{added}`, which only node `{node_name}` reads",
@@ -254,6 +269,7 @@ impl Merger<'_> {
 
     fn add(
         &mut self,
+        of: Option<(ValueId, usize)>,
         node: usize,
         input: usize,
         like: &str,
@@ -266,7 +282,7 @@ impl Merger<'_> {
         let free = (1..).map(numbered).find(is_free).unwrap_or_default();
         self.finite(&free, &values)?;
         let target = Target::Added { node, input, like: like.to_owned() };
-        self.changes.push(Change { target, name: free, values, shape });
+        self.changes.push(Change { of, target, name: free, values, shape });
         Ok(())
     }
 

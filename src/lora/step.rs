@@ -37,6 +37,8 @@ pub struct SiteStep {
     frozen: Arc<ConvWeights>,
     weight_scale: f32,
     adaptation: Adaptation,
+    /// One of several weights of a step, which runs itself.
+    held: bool,
 }
 
 /// Weights of a site for the parameters of this step.
@@ -46,6 +48,13 @@ pub struct SiteWeights {
     factors: Factors,
     scratch: Vec<f32>,
     unmerged: bool,
+}
+
+impl SiteWeights {
+    /// The merged weight.
+    pub fn weights(&self) -> &ConvWeights {
+        &self.weights
+    }
 }
 
 impl SiteStep {
@@ -59,7 +68,13 @@ impl SiteStep {
         adaptation: Adaptation,
     ) -> Self {
         let plain = Conv { activation: Activation::None, ..conv.clone() };
-        Self { conv, plain, depthwise, frozen, weight_scale, adaptation }
+        Self { conv, plain, depthwise, frozen, weight_scale, adaptation, held: false }
+    }
+
+    /// One of the weights that a [`crate::ops::Weighted`] operator holds: that runs with [`SiteWeights::weights`] and
+    /// adds a whole dW to the accumulators, which is projected on A and B once a step. `conv` says the sizes.
+    pub fn held(conv: Conv, frozen: Arc<ConvWeights>, adaptation: Adaptation) -> Self {
+        Self { held: true, ..Self::new(conv, false, frozen, 1.0, adaptation) }
     }
 
     /// The layer without its weights.
@@ -95,6 +110,7 @@ impl SiteStep {
     fn projects(&self) -> bool {
         let g = &self.conv.geometry;
         match self.adaptation {
+            Adaptation::LowRank { .. } if self.held => true,
             Adaptation::LowRank { rank, .. } => {
                 2 * (rank / g.groups) * (g.patch() + g.group_outputs()) >= g.patch() * g.group_outputs()
             }
@@ -229,10 +245,10 @@ impl SiteStep {
     }
 
     /// Prepares `out` for inference with the pair beside the frozen weight, `y = W·x + s·B·(A·x)`: cheap to change, a
-    /// little more work a call. Only low-rank pairs have this form.
+    /// little more work a call. Only low-rank pairs of layers that run by themselves have this form.
     pub fn prepare_unmerged(&self, params: &[f32], out: &mut SiteWeights) {
         self.prepare(params, out, true);
-        if let Adaptation::LowRank { .. } = self.adaptation {
+        if let (Adaptation::LowRank { .. }, false) = (self.adaptation, self.held) {
             out.weights.w.copy_from_slice(&self.frozen.w);
             out.unmerged = true;
         }

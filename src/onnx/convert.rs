@@ -1,5 +1,10 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod einsum;
+mod elementwise;
+mod recurrent;
+mod select;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -10,7 +15,7 @@ use super::OnnxError;
 use super::attributes::{Attributes, axis};
 use super::foreign::TractNode;
 use super::load::{Facts, Names, is_possible, to_i64, value};
-use crate::graph::{Graph, Node, Op, Source, Value, ValueId, Window};
+use crate::graph::{Element, Graph, Node, Op, Source, Value, ValueId, Window};
 use crate::ops::binary::BinaryKind;
 use crate::ops::movement::PadMode;
 use crate::ops::reduce::ReduceKind;
@@ -291,30 +296,6 @@ impl<'a> Converter<'a> {
             }
             "GlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
             "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
-            "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" => {
-                let kind = match node.op_type.as_str() {
-                    "ReduceMean" => ReduceKind::Mean,
-                    "ReduceSum" => ReduceKind::Sum,
-                    "ReduceMax" => ReduceKind::Max,
-                    _ => ReduceKind::Min,
-                };
-                let given = match input(1) {
-                    Some(id) => match self.ints(Some(id)) {
-                        Some(axes) => Some(axes),
-                        None => return Ok(false),
-                    },
-                    None => attributes.ints("axes").map(<[i64]>::to_vec),
-                };
-                let given = given.filter(|axes| !axes.is_empty());
-                if given.is_none() && attributes.int("noop_with_empty_axes").unwrap_or(0) != 0 {
-                    Op::Reshape
-                } else {
-                    match self.axes(node, given, rank)? {
-                        axes if axes.is_empty() => Op::Reshape,
-                        axes => Op::Reduce(kind, axes),
-                    }
-                }
-            }
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
             "Cast" | "CastLike" => {
                 // Whole numbers and truth values are held as f32 already.
@@ -353,7 +334,9 @@ impl<'a> Converter<'a> {
                 let at = axis(attributes.int("axis").unwrap_or(0), rank)
                     .ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 let indices = self.ints(input(1)).filter(|i| i.len() == 1);
-                let Some(index) = indices.and_then(|i| axis(i[0], x_shape[at])) else { return Ok(false) };
+                let Some(index) = indices.and_then(|i| axis(i[0], x_shape[at])) else {
+                    return self.lower_selection(node, name, inputs, y);
+                };
                 let mut starts = vec![0; rank];
                 starts[at] = index;
                 let mut shape = x_shape;
@@ -373,7 +356,13 @@ impl<'a> Converter<'a> {
                 let axis = axis(at, rank.max(1)).ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 Op::Softmax { axis, flatten, log: node.op_type == "LogSoftmax" }
             }
-            _ => return Ok(false),
+            _ => {
+                return Ok(self.lower_elementwise(node, name, inputs, y)?
+                    || self.lower_reduction(node, name, inputs, y)?
+                    || self.lower_selection(node, name, inputs, y)?
+                    || self.lower_einsum(node, name, inputs, y)?
+                    || self.lower_recurrent(node, name, inputs, outputs)?);
+            }
         };
         let takes = match &op {
             Op::Reshape | Op::Unary(_) | Op::Reduce(..) | Op::Slice(..) | Op::Pad(..) => vec![x],
@@ -388,6 +377,14 @@ impl<'a> Converter<'a> {
         let element = self.graph.values[like].element;
         let name = format!("{name}~{}~{}", node.op_type, self.graph.values.len());
         self.graph.values.push(Value { name, shape, element, constant: None, stored: false, source: None });
+        self.graph.values.len() - 1
+    }
+
+    /// A constant that the file does not have.
+    fn new_constant(&mut self, node: &NodeProto, name: &str, shape: Vec<usize>, values: Vec<f32>) -> ValueId {
+        let name = format!("{name}~{}~{}", node.op_type, self.graph.values.len());
+        let (element, constant) = (Element::F32, Some(values.into()));
+        self.graph.values.push(Value { name, shape, element, constant, stored: false, source: None });
         self.graph.values.len() - 1
     }
 

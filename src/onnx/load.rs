@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
-use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, type_proto};
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, type_proto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt};
 use tract_onnx::tract_hir::internal::{OutletId, Tensor};
 
 use super::OnnxError;
+use super::attributes::Attributes;
 use super::convert::Converter;
 use crate::graph::{Element, Graph, Value, ValueId};
 
@@ -137,6 +138,7 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
             _ => return Err(OnnxError::Inputs { found: names }),
         },
     };
+    let batch_at = batch_axis(graph, &name);
     for input in graph.input.iter_mut().filter(|i| names.contains(&i.name)) {
         let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_mut().and_then(|t| t.value.as_mut()) else {
             return Err(OnnxError::Malformed(format!("input `{}` has no tensor type", input.name)));
@@ -153,8 +155,8 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
         }
         let free = |d: &Dimension| !matches!(d.value, Some(DimValue::DimValue(v)) if v > 0);
         let batch = |d: &Dimension| free(d) || matches!(d.value, Some(DimValue::DimValue(v)) if v > 1);
-        if fed && dims.dim.len() > 1 && dims.dim.first().is_some_and(batch) && options.input_shape.is_none() {
-            dims.dim[0] = fixed(1);
+        if fed && dims.dim.len() > 1 && dims.dim.get(batch_at).is_some_and(batch) && options.input_shape.is_none() {
+            dims.dim[batch_at] = fixed(1);
         }
         if dims.dim.is_empty() || dims.dim.iter().any(free) {
             return Err(OnnxError::FreeShape { input: input.name.clone(), shape: describe(&dims.dim) });
@@ -167,6 +169,14 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
         }
     }
     Ok(name)
+}
+
+/// The dimension of input `name` that is the batch: the first, or the second where a recurrent layer reads its steps from it.
+fn batch_axis(graph: &GraphProto, name: &str) -> usize {
+    let recurrent = |n: &NodeProto| matches!(n.op_type.as_str(), "RNN" | "GRU" | "LSTM");
+    let batch_first = |n: &NodeProto| Attributes(n).int("layout").unwrap_or(0) != 0;
+    let reads = |n: &NodeProto| n.input.first().is_some_and(|x| x == name);
+    usize::from(graph.node.iter().any(|n| recurrent(n) && reads(n) && !batch_first(n)))
 }
 
 fn fixed(size: i64) -> Dimension {

@@ -3,6 +3,9 @@
 //! Convolutions and pools want channels last; a dense layer wants its features last; element-wise operators take what
 //! comes; a transpose only relabels. Where two of these meet, a permutation is made, once a value and order.
 
+mod recurrent;
+mod select;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -39,6 +42,7 @@ pub(super) struct Lowering<'a> {
     placed: Vec<Option<Placed>>,
     permuted: HashMap<(ValueId, Order), SlotId>,
     fused: Vec<bool>,
+    whole: Vec<SlotId>,
     output: ValueId,
 }
 
@@ -53,6 +57,7 @@ impl<'a> Lowering<'a> {
             placed: vec![None; graph.values.len()],
             permuted: HashMap::new(),
             fused: vec![false; graph.nodes.len()],
+            whole: Vec::new(),
             output: 0,
         }
     }
@@ -73,7 +78,7 @@ impl<'a> Lowering<'a> {
         }
         let output = self.want(output, &row_major(graph.values[output].shape.len()))?;
         let sites = self.sites.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
-        Ok(Program { slots: self.slots, steps: self.steps, sites, input: input_slot, output })
+        Ok(Program { slots: self.slots, steps: self.steps, sites, whole: self.whole, input: input_slot, output })
     }
 
     fn shape(&self, value: ValueId) -> &'a [usize] {
@@ -185,6 +190,9 @@ impl<'a> Lowering<'a> {
 
     fn node(&mut self, id: NodeId, node: &'a Node) -> Result<(), PlanError> {
         let graph = self.graph;
+        if self.selection(node)? {
+            return Ok(());
+        }
         match &node.op {
             Op::Conv(window, groups) => self.conv(id, node, window, *groups),
             Op::MatMul | Op::Gemm { .. } if self.dense(id, node)? => Ok(()),
@@ -327,6 +335,7 @@ impl<'a> Lowering<'a> {
                 self.place(node.outputs[0], slot, placed.order);
                 Ok(())
             }
+            Op::Recurrent(layer) => self.recurrent(id, node, layer),
             Op::Foreign(foreign) => {
                 let mut x = Vec::new();
                 for input in &node.inputs {
@@ -335,6 +344,9 @@ impl<'a> Lowering<'a> {
                 let mut y = Vec::new();
                 for output in &node.outputs {
                     let slot = self.slot(graph.values[*output].len());
+                    if !graph.values[*output].element.is_float() {
+                        self.whole.push(slot);
+                    }
                     self.place(*output, slot, row_major(self.shape(*output).len()));
                     y.push(slot);
                 }
@@ -349,6 +361,7 @@ impl<'a> Lowering<'a> {
                 });
                 Ok(())
             }
+            _ => Err(self.unsupported(node, "the plan does not know it")),
         }
     }
 

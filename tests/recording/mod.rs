@@ -294,6 +294,7 @@ fn kind(kind: SiteKind) -> &'static str {
         SiteKind::Conv => "conv",
         SiteKind::Depthwise => "depthwise",
         SiteKind::Dense => "dense",
+        SiteKind::Recurrent => "recurrent",
         _ => "unknown",
     }
 }

@@ -518,6 +518,98 @@ def softmax_axes(name):
     return n.head(x, 7) and n.model()
 
 
+# ---- functions, reductions, choices, indices
+
+@net
+def functions(name):
+    """Opset 22: both forms of Gelu, PRelu with a slope a channel, Mish, HardSwish, Elu, Selu, Celu, Softsign."""
+    n = Net(name, 22, [3, 6, 5])
+    x = n.node("Gelu", n.conv("x", "a", 3, 7, [2, 2], gain=2.0))
+    x = n.node("PRelu", [n.conv(x, "b", 7, 5, [1, 1], gain=2.0), n.const(n.values("slope", [5, 1, 1], 0.5, 0.25))])
+    x = n.node("Gelu", n.conv(x, "c", 5, 6, [2, 1], gain=2.0), approximate="tanh")
+    x = n.node("HardSwish", n.conv(x, "d", 6, 5, [1, 1], gain=2.0))
+    x = n.node("Mish", n.conv(x, "e", 5, 6, [1, 2], gain=2.0))
+    x = n.node("Elu", n.conv(x, "f", 6, 5, [1, 1], gain=2.0), alpha=0.7)
+    x = n.node("Selu", n.conv(x, "g", 5, 6, [1, 1], gain=2.0))
+    x = n.node("Softsign", n.node("Celu", n.conv(x, "h", 6, 5, [2, 1], gain=2.0), alpha=0.5))
+    return n.head(x, 5) and n.model(ir=10)
+
+
+@net
+def functions_more(name):
+    """Opset 13: Erf, Softplus, HardSigmoid, Shrink, ThresholdedRelu, Sin, Cos, Atan, Pow, Reciprocal, Mean, and a slope that is an activation."""
+    n = Net(name, 13, [3, 6, 5])
+    x = n.conv("x", "a", 3, 6, [2, 2], gain=2.0)
+    x = n.node("Mean", [n.node("Erf", x), n.node("Sin", x), n.node("Cos", x), n.const(0.5)])
+    y = n.conv(x, "b", 6, 5, [1, 1], gain=3.0)
+    z = n.node("Softplus", n.conv(x, "c", 6, 5, [1, 1], gain=2.0))
+    x = n.node("PRelu", [y, n.node("Pow", [z, n.const(1.5)])])
+    x = n.node("Add", [n.node("Shrink", x, lambd=0.25, bias=0.125), n.node("Reciprocal", n.node("Add", [z, n.const(1.0)]))])
+    x = n.node("HardSigmoid", n.conv(x, "d", 5, 7, [2, 1], gain=2.0), alpha=0.3)
+    y = n.conv(x, "e", 7, 6, [1, 1], gain=2.0)
+    x = n.node("Add", [n.node("ThresholdedRelu", y, alpha=0.2), n.node("Atan", y)])
+    return n.head(x, 6) and n.model()
+
+
+def reductions(name, opset):
+    n = Net(name, opset, [3, 6, 5])
+    x = n.node("Tanh", n.conv("x", "a", 3, 5, [2, 2], gain=2.0))
+    p = n.node("Softplus", x)
+
+    def reduce(op, x, axes):
+        key = dict(axes=axes) if opset < 18 else {}
+        return n.node(op, [x] if opset < 18 else [x, n.ints(*axes)], keepdims=0, **key)
+    parts = [reduce(op, x, [2, 3]) for op in ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceMax", "ReduceMin")]
+    parts += [reduce("ReduceLogSumExp", x, [-1, 1]), reduce("ReduceLogSum", p, [1, 2])]
+    parts.append(reduce("ReduceProd", p, [1, 3]))
+    x = n.node("Concat", parts, axis=1)
+    return n.gemm(n.node("Tanh", n.gemm(x, "b", 39, 6)), "fc", 6, 5, out="logits") and n.model()
+
+
+NETS["reductions"] = lambda name: reductions(name, 13)
+NETS["reductions_18"] = lambda name: reductions(name, 18)
+
+
+@net
+def choices(name):
+    """Opset 18: Where on a comparison, ArgMax into a Gather of a table, Expand, Tile, Trilu, CumSum, an uneven Split, blocks."""
+    n = Net(name, 18, [3, 7, 7])
+    x = n.conv("x", "a", 3, 8, [2, 2])
+    x = n.node("DepthToSpace", x, blocksize=2, mode="CRD")
+    x = n.node("Where", [n.node("Greater", [x, n.const(0.25)]), x, n.node("Mul", [n.conv("x", "b", 3, 2, [1, 1], pads=[2, 3, 3, 2]), n.const(0.5)])])
+    x = n.node("SpaceToDepth", x, blocksize=3)
+    x = n.node("Tanh", n.conv(x, "c", 18, 4, [1, 1]))
+    x = n.node("Trilu", x, upper=0)
+    x = n.node("CumSum", [x, n.const(-1, dtype=np.int64)], reverse=1, exclusive=1)
+    x = n.node("Gather", [x, n.const([[0, -1], [2, 0]], dtype=np.int64)], axis=2)
+    x = n.node("Transpose", x, perm=[0, 2, 3, 1, 4])
+    x = n.node("Reshape", [x, n.ints(0, 4, 16)])
+    parts = n.node("Split", x, outputs=3, axis=2, num_outputs=3)
+    x = n.node("Add", [parts, n.node("Tile", [n.node("Slice", [f"{parts}_1", n.ints(0), n.ints(3), n.ints(2)]), n.ints(1, 1, 2)])])
+    x = n.node("Mul", [x, n.node("Expand", [n.node("ReduceMean", [f"{parts}_2", n.ints(2)], keepdims=1), n.ints(1, 4, 6)])])
+    x = n.node("Tanh", n.conv(x, "d", 4, 5, [2]))
+    flat = n.node("Reshape", [x, n.ints(0, 25)])
+    first = n.node("Gather", [n.const(n.values("table", [25, 4])), n.node("ArgMax", flat, axis=1, keepdims=0)], axis=0)
+    x = n.node("Concat", [n.gemm(flat, "e", 25, 4), first], axis=1)
+    return n.gemm(x, "fc", 8, 5, out="logits") and n.model()
+
+
+@net
+def einsum(name):
+    """Opset 13: dense layers spelled as Einsum with the weight either way round, attention in it, an outer product, a sum."""
+    n = Net(name, 13, [6, 8])
+    q = n.node("Einsum", ["x", n.weight("q_kernel", [8, 12], 8)], name="q", equation="bij,jk->bik")
+    k = n.node("Einsum", ["x", n.weight("k_kernel", [12, 8], 8)], name="k", equation="bij,kj->bik")
+    v = n.node("Einsum", ["x", n.weight("v_kernel", [8, 12], 8)], name="v", equation="bij,jk->bik")
+    heads = n.ints(0, 6, 3, 4)
+    q, k, v = (n.node("Reshape", [t, heads]) for t in (q, k, v))
+    scores = n.node("Softmax", n.node("Einsum", [q, k], equation="bqhd,bkhd->bhqk"), axis=-1)
+    x = n.node("Einsum", [scores, v], equation="bhqk,bkhd->bqhd")
+    x = n.node("Tanh", n.node("Einsum", [x, n.const(n.values("o_kernel", [3, 4, 7], 0.5))], equation="bqhd,hdo->bqo"))
+    s = n.node("Einsum", [x, x, n.const(n.values("mix", [7], 0.5))], equation="bqo,bqp,o->bp")
+    return n.gemm(s, "fc", 7, 5, out="logits") and n.model()
+
+
 # ---- files as exporters leave them
 
 @net
@@ -573,6 +665,61 @@ def batch_of_one(name):
     x = n.node("Tanh", n.conv(x, "b", 5, 6, [3], strides=[4]))
     x = n.node("Reshape", [x, n.ints(1, 30)])
     return n.gemm(x, "fc", 30, 5, out="logits") and n.model()
+
+
+# ---- recurrent
+
+def recurrent(n, op, x, key, size, hidden, h0="", c0="", peepholes=False, bias=True, outputs=("Y",), **attrs):
+    """Names of the outputs that are asked for."""
+    gates = dict(RNN=1, GRU=3, LSTM=4)[op]
+    directions = 2 if attrs.get("direction") == "bidirectional" else 1
+    ins = [x, n.weight(f"{key}_W", [directions, gates * hidden, size], size), n.weight(f"{key}_R", [directions, gates * hidden, hidden], hidden)]
+    ins += [n.const(n.values(f"{key}_B", [directions, 2 * gates * hidden], 0.25), f"{key}_B") if bias else "", "", h0, c0]
+    ins += [n.const(n.values(f"{key}_P", [directions, 3 * hidden], 0.5), f"{key}_P")] if peepholes else []
+    while not ins[-1]:
+        ins.pop()
+    outs = [f"{key}_{o}" if o in outputs else "" for o in ("Y", "Y_h", "Y_c")]
+    while not outs[-1]:
+        outs.pop()
+    n.nodes.append(helper.make_node(op, ins, outs, name=key, hidden_size=hidden, **attrs))
+    return [o for o in outs if o]
+
+
+@net
+def gru(name):
+    """Reset behind the product, Y into a second layer with the reset before it, from a state that a layer gives."""
+    n = Net(name, 14, [6, 5])
+    x = n.node("Transpose", "x", perm=[1, 0, 2])
+    y, last = recurrent(n, "GRU", x, "first", 5, 6, outputs=("Y", "Y_h"), linear_before_reset=1)
+    y = n.node("Squeeze", [y, n.ints(1)])
+    start = n.node("Tanh", n.matmul(last, "start", 6, 7))
+    [last] = recurrent(n, "GRU", y, "second", 6, 7, h0=start, outputs=("Y_h",), direction="reverse")
+    x = n.node("Squeeze", [last, n.ints(0)])
+    return n.gemm(x, "fc", 7, 5, out="logits") and n.model()
+
+
+@net
+def lstm(name):
+    """Both directions with peepholes and all outputs; a second layer from both of its states, coupled gates."""
+    n = Net(name, 14, [5, 4])
+    x = n.node("Transpose", "x", perm=[1, 0, 2])
+    y, last, cell = recurrent(n, "LSTM", x, "both", 4, 5, peepholes=True, outputs=("Y", "Y_h", "Y_c"), direction="bidirectional")
+    y = n.node("Reshape", [n.node("Transpose", y, perm=[0, 2, 1, 3]), n.ints(0, -1, 10)])
+    first = lambda t: n.node("ReduceMean", t, axes=[0], keepdims=1)  # noqa: E731
+    second = recurrent(n, "LSTM", y, "next", 10, 5, h0=first(last), c0=first(cell), outputs=("Y",), bias=False)[0]
+    x = n.node("ReduceMean", second, axes=[0, 1], keepdims=0)
+    return n.gemm(x, "fc", 5, 5, out="logits") and n.model()
+
+
+@net
+def rnn(name):
+    """A convolution in front, opset 7, both directions, from constant states; Y_h alone."""
+    n = Net(name, 7, [3, 9], batch=1)
+    x = n.node("Transpose", n.conv("x", "a", 3, 4, [3], strides=[2]), perm=[2, 0, 1])
+    h0 = n.const(n.values("h0", [2, 1, 6], 0.5), "h0")
+    [last] = recurrent(n, "RNN", x, "turns", 4, 6, h0=h0, outputs=("Y_h",), direction="bidirectional", activations=["Tanh", "Sigmoid"])
+    x = n.node("Reshape", [n.node("Transpose", last, perm=[1, 0, 2]), n.ints(1, 12)])
+    return n.gemm(x, "fc", 12, 5, out="logits") and n.model(initializers_are_inputs=True)
 
 
 # ---- endings: the same network, weights and adapters in front of each

@@ -134,14 +134,14 @@ def merged(twin, trainable):
     """The file with every adapter merged into its weight; None where a site's tensors are shared or not plain."""
     model = onnx.ModelProto()
     model.CopyFrom(twin.model)
-    used = [s.initializer for s in twin.sites]
+    used = [(s.initializer, s.layout) for s in twin.sites]
     tensors = {t.name: t for t in model.graph.initializer}
     for n in model.graph.node:
         if n.op_type == "Constant" and n.attribute[0].name == "value":
             tensors[n.output[0]] = n.attribute[0].t
     for s in twin.sites:
-        node = next(n for n in model.graph.node if n.output[0] == s.output)
-        if used.count(s.initializer) > 1:
+        node = next(n for n in model.graph.node if s.output in n.output)
+        if used.count((s.initializer, s.layout)) > 1:
             return None
         get = lambda part: trainable[f"{s.site}.{part}"].detach().double().numpy()  # noqa: E731
         w = numpy_helper.to_array(tensors[s.initializer]).astype(np.float64)
@@ -163,6 +163,10 @@ def merged(twin, trainable):
             out = b.shape[0]
             delta = np.stack([np.tensordot(b[o].reshape(-1), a[(g := o * s.groups // out) * per:(g + 1) * per], 1) for o in range(out)])
             delta *= s.alpha / s.rank
+            if s.kind == "recurrent":
+                w[int(s.layout[-1])] += delta
+                put(tensors[s.initializer], w)
+                continue
             put(tensors[s.initializer], w + (delta.T if s.layout == "in_out" else delta))
     return model
 

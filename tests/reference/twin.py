@@ -10,6 +10,8 @@ LoRA is written here:
                A with the site's stride, padding, dilation and groups, B with its groups: merged,
                W[o] += s·Σ_j B[o, j]·A[group(o)·r/groups + j]
     depthwise  y = scale·(W * x + bias) + shift                    scale [out], shift [out]
+    recurrent  W or R of one direction of an RNN, GRU or LSTM:     A [r, in]              B [gates·hidden, r]
+               W += s·B·A, gates in ONNX's order
 
 s = alpha / rank of the site. Everything is added to the weight as the file holds it: a Gemm's alpha multiplies the LoRA too.
 """
@@ -24,6 +26,8 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
+import operators
+
 
 @dataclass
 class Site:
@@ -31,14 +35,17 @@ class Site:
     node: str          # ONNX node name, may be empty
     output: str        # first output of the node
     initializer: str   # name of the constant weight
-    kind: str          # conv | depthwise | matmul | matmul_left | gemm
-    layout: str        # of the initializer: oihw | oiw | in_out | out_in
+    kind: str          # conv | depthwise | matmul | matmul_left | gemm | recurrent
+    layout: str        # of the initializer: oihw | oiw | in_out | out_in | stacked_0 | stacked_1
     groups: int
     weight_shape: list
     rank: int = 0
     alpha: int = 0
     by: str = ""       # peft | script | channel
     params: list = field(default_factory=list)  # {name, shape, scale, offset} as generator.values takes them
+
+
+FUNCTIONS = dict(RNN=["Tanh"], GRU=["Sigmoid", "Tanh"], LSTM=["Sigmoid", "Tanh", "Tanh"])  # of the gates, where the node names none
 
 
 def attributes(node):
@@ -174,6 +181,7 @@ class Twin(nn.Module):
                 self.origin[node.output[0]] = (source, turned ^ (node.op_type == "Transpose"))
         self.sites = self.find_sites()
         self.by_output = {s.output: s for s in self.sites}
+        self.recurrent = {(s.output, s.initializer, s.layout): s for s in self.sites if s.kind == "recurrent"}
         self.slot = {s.output: f"s{i}" for i, s in enumerate(self.sites)}
         self.adapted = False
         self.margin = math.inf  # smallest distance to a kink seen, relative to the rms of the tensor
@@ -192,7 +200,10 @@ class Twin(nn.Module):
     def find_sites(self):
         sites, taken = [], {}
         for node in self.model.graph.node:
-            if node.op_type not in ("Conv", "MatMul", "Gemm") or node.output[0] in self.constants:
+            if node.op_type in FUNCTIONS:
+                sites += self.recurrent_sites(node)
+                continue
+            if node.op_type not in ("Conv", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
                 continue
             a = attributes(node)
             left = node.op_type == "MatMul" and node.input[0] in self.constants
@@ -207,6 +218,8 @@ class Twin(nn.Module):
                 kind, layout = ("depthwise" if depthwise else "conv"), ("oihw" if len(shape) == 4 else "oiw")
             elif len(shape) != 2:
                 continue
+            elif node.op_type == "Einsum":
+                kind, layout = "matmul", operators.einsum_layout(node)
             elif node.op_type == "Gemm":
                 kind, layout = "gemm", "out_in" if a.get("transB", 0) ^ turned else "in_out"
             else:
@@ -220,9 +233,23 @@ class Twin(nn.Module):
             sites.append(Site(key, node.name, node.output[0], source, kind, layout, groups, shape))
         return sites
 
+    def recurrent_sites(self, node):
+        """W and R of each direction."""
+        output = next(o for o in node.output if o)
+        sites = []
+        for part in range(self.constants[node.input[1]].shape[0]):
+            for name, letter in zip(node.input[1:3], "WR"):
+                if name in self.file_constants:
+                    stem = name if name.rpartition(".")[2].startswith("weight") and "." in name else f"{node.name or output}.{letter}"
+                    key = stem + ("_reverse" if part else "")
+                    sites.append(Site(key, node.name, output, name, "recurrent", f"stacked_{part}", 1, list(self.constants[name].shape)))
+        return sites
+
     def oriented(self, site):
         """The site's weight as [out, in] or as the convolution's [out, in/groups, k…]."""
         w = self.constants[site.initializer]
+        if site.kind == "recurrent":
+            return w[int(site.layout[-1])]
         return w.t() if site.layout == "in_out" else w
 
     def plan(self, rank, alpha, delta):
@@ -314,10 +341,11 @@ class Twin(nn.Module):
         values = dict(self.constants)
         values[self.input.name] = x.to(self.dtype)
         for node in self.model.graph.node:
-            if node.output[0] in self.constants:
+            if next(o for o in node.output if o) in self.constants:
                 continue
             for name, value in zip(node.output, self.evaluate(node, values, self.by_output)):
-                values[name] = value
+                if name:
+                    values[name] = value
         return values
 
     def kink(self, x, at=0.0, skip_zeros=False):
@@ -354,6 +382,50 @@ class Twin(nn.Module):
             y = y * self.own[f"{site.site}.scale"].reshape(channel) + self.own[f"{site.site}.shift"].reshape(channel)
         return y
 
+    def recur(self, node, a, v):
+        """RNN, GRU and LSTM from the formulas of the specification: Y, Y_h, Y_c (layout 0, no clip, full lengths)."""
+        x, w, r, b, _, h0, c0, p = v + [None] * (8 - len(v))
+        output = next(o for o in node.output if o)
+        n, gates = r.shape[2], r.shape[1] // r.shape[2]
+        directions = dict(forward=[False], reverse=[True], bidirectional=[False, True])[a.get("direction", b"forward").decode()]
+        functions = [f.decode() for f in a.get("activations", [])] or FUNCTIONS[node.op_type] * len(directions)
+        assert a.get("layout", 0) == 0 and "clip" not in a
+        ys, hs, cs = [], [], []
+        for d, reverse in enumerate(directions):
+            f, *more = (getattr(torch, name.lower()) for name in functions[d * len(functions) // len(directions):][:len(FUNCTIONS[node.op_type])])
+            wd, rd = (self.part(output, name, t, d) for name, t in zip(node.input[1:3], (w, r)))
+            wb, rb = (b[d].chunk(2) if b is not None else (x.new_zeros(gates * n),) * 2)
+            h, c = (x.new_zeros(x.shape[1], n) if s is None else s[d] for s in (h0, c0))
+            pi, po, pf = p[d].chunk(3) if p is not None else (0.0,) * 3
+            y = [None] * len(x)
+            for t in reversed(range(len(x))) if reverse else range(len(x)):
+                ax = F.linear(x[t], wd, wb)
+                if node.op_type == "RNN":
+                    h = f(ax + F.linear(h, rd, rb))
+                elif node.op_type == "GRU":
+                    (xz, xr, xn), (rz, rr, rn), (bz, br, bn) = ax.chunk(3, -1), rd.chunk(3), rb.chunk(3)
+                    z, reset = f(xz + F.linear(h, rz, bz)), f(xr + F.linear(h, rr, br))
+                    new = xn + (reset * F.linear(h, rn, bn) if a.get("linear_before_reset", 0) else F.linear(reset * h, rn, bn))
+                    h = (1 - z) * more[0](new) + z * h
+                else:
+                    i, o, forget, new = (ax + F.linear(h, rd, rb)).chunk(4, -1)
+                    i = f(i + pi * c)
+                    forget = 1 - i if a.get("input_forget", 0) else f(forget + pf * c)
+                    c = forget * c + i * more[0](new)
+                    h = f(o + po * c) * more[1](c)
+                y[t] = h
+            ys.append(torch.stack(y))
+            hs.append(h)
+            cs.append(c)
+        return [torch.stack(ys, 1), torch.stack(hs), torch.stack(cs)]
+
+    def part(self, output, name, w, d):
+        """The matrix of direction d, with its adapter."""
+        site = self.recurrent.get((output, name, f"stacked_{d}"))
+        if site is None or not self.adapted:
+            return w[d]
+        return w[d] + site.alpha / site.rank * self.own[f"{site.site}.B"] @ self.own[f"{site.site}.A"]
+
     def evaluate(self, node, values, by_output):
         """The outputs of one node."""
         a = attributes(node)
@@ -377,6 +449,8 @@ class Twin(nn.Module):
                 y = self.dense(site, x)
                 y = a.get("alpha", 1.0) * (F.linear(x, w) if y is None else y)
                 return [y if arg(2) is None else y + a.get("beta", 1.0) * v[2]]
+            case "RNN" | "GRU" | "LSTM":
+                return self.recur(node, a, v)
             case "Add":
                 return [x + v[1]]
             case "Sub":
@@ -488,4 +562,7 @@ class Twin(nn.Module):
                     return [self.to_torch(numpy_helper.to_array(a["value"]))]
                 key, value = next(iter(a.items()))
                 return [torch.tensor(value, dtype=torch.int64 if "int" in key else self.dtype)]
+        found = operators.evaluate(self, node, a, v)
+        if found is not None:
+            return found
         raise NotImplementedError(f"{node.op_type} ({node.name})")

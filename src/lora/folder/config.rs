@@ -58,6 +58,7 @@ pub(super) enum LayoutName {
     OutInKernel,
     InOut,
     OutIn,
+    Stacked { part: usize },
 }
 
 /// What is read of PEFT's own fields.
@@ -139,6 +140,7 @@ impl SiteRecord {
                 Layout::OutInKernel => LayoutName::OutInKernel,
                 Layout::InOut => LayoutName::InOut,
                 Layout::OutIn => LayoutName::OutIn,
+                Layout::Stacked { part } => LayoutName::Stacked { part },
             },
             groups: site.groups,
             shape: site.weight_shape.clone(),
