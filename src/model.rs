@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
-use crate::graph::{Ending, Graph, Head, HeadError, Site, ValueId, choose};
+use crate::graph::{Choice, Ending, Graph, Head, HeadError, Site, ValueId, choose};
 use crate::lora::merge::{MergeError, Merged};
 use crate::lora::{Adapter, AdapterError, AdapterSpec};
 use crate::manifest::{Manifest, ManifestError};
@@ -277,6 +277,16 @@ impl Model {
         self.graph.sites(self.ending.logits)
     }
 
+    /// The sites that `choice` takes: of `auto`, those that a gradient reaches.
+    pub fn chosen_sites(&self, choice: &Choice) -> Vec<Site> {
+        let mut chosen = choose(&self.graph, &self.sites(), choice);
+        if matches!(choice, Choice::Auto) {
+            let blocked = self.graph.blocked(self.ending.logits);
+            chosen.retain(|site| !blocked.iter().any(|(_, before)| before.contains(&site.node)));
+        }
+        chosen
+    }
+
     /// A fresh adapter for the layers that `spec` chooses; with it the model computes what the file computes.
     ///
     /// # Errors
@@ -292,10 +302,16 @@ impl Model {
         // Classes that the file lacks are in a layer that the adapter carries whole.
         let spec = &AdapterSpec { head: spec.head || self.head.is_some(), ..spec.clone() };
         let sites = self.sites();
-        let chosen = choose(&self.graph, &sites, &spec.sites);
+        let chosen = self.chosen_sites(&spec.sites);
         if chosen.is_empty() && !spec.head {
             let reason = if sites.is_empty() {
                 "the model has no convolution, dense or recurrent layer with a constant weight before its output"
+            } else if let (Choice::Auto, Some((node, _))) = (&spec.sites, self.graph.blocked(self.ending.logits).last())
+            {
+                let node = &self.graph.nodes[*node];
+                let what =
+                    format!("no gradient passes node `{}` ({}), and no site lies behind it", node.name, node.op_type);
+                return Err(TrainError::NoSite(what).into());
             } else {
                 "--sites matches none"
             };

@@ -152,6 +152,13 @@ impl Recipe {
     }
 }
 
+impl Recipe {
+    /// Versions of each clip where the command line says nothing.
+    pub(super) fn versions(&self) -> usize {
+        if self.augment == Augment::default() { 1 } else { self.variants }
+    }
+}
+
 /// Reads a dataset and says which flag named it if that fails.
 pub(super) fn read_dataset(flag: &str, path: &Path) -> anyhow::Result<Dataset> {
     dataset(path).with_context(|| format!("cannot read {flag} {}", path.display()))
