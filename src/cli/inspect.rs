@@ -207,6 +207,7 @@ fn tensor(graph: &Graph, id: ValueId) -> TensorInfo {
 fn kind(site: &Site) -> &'static str {
     match site.kind {
         SiteKind::Conv => "conv",
+        SiteKind::ConvTranspose => "conv_transpose",
         SiteKind::Dense => "dense",
         SiteKind::Depthwise => "depthwise",
         SiteKind::Recurrent => "recurrent",

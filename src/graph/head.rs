@@ -112,6 +112,9 @@ impl Graph {
             let copies = |other: &Value| other.source.is_some_and(|s| s.value == value);
             let readers =
                 self.nodes.iter().filter(|n| n.inputs.iter().any(|i| *i == value || copies(&self.values[*i])));
+            if v.quantised.is_some() {
+                return Err(no_layer(format!("`{}` stands in the file as integers", v.name)));
+            }
             if !v.stored || readers.count() > 1 {
                 let why = if v.stored { "is read by other nodes too" } else { "does not stand in the file by itself" };
                 return Err(no_layer(format!("`{}` of node `{}` {why}", v.name, node.name)));
@@ -218,7 +221,15 @@ impl Graph {
             let name = (1..).map(numbered).find(|n| !taken(n)).unwrap_or_default();
             let zeros = || Arc::from(vec![0.0; shape.iter().product()]);
             let constant = constant.then(zeros);
-            graph.values.push(Value { name, stored: constant.is_some(), constant, source: None, shape, ..of.clone() });
+            graph.values.push(Value {
+                name,
+                stored: constant.is_some(),
+                constant,
+                source: None,
+                quantised: None,
+                shape,
+                ..of.clone()
+            });
             graph.values.len() - 1
         };
         let weight = value(&format!("{NEW_HEAD}.weight"), vec![features, scores], true);

@@ -20,7 +20,8 @@ pub struct Site {
     pub kind: SiteKind,
     /// How the file lays the weight out.
     pub layout: Layout,
-    /// Input features: channels of all groups, or width of the dense input.
+    /// Input features: channels of all groups, or width of the dense input. A transposed convolution counts as the
+    /// convolution from its output to its input, which has the same weight: its output channels are the inputs here.
     pub inputs: usize,
     /// Output features.
     pub outputs: usize,
@@ -36,6 +37,9 @@ pub struct Site {
 pub enum SiteKind {
     /// Convolution, also grouped: a low-rank pair, A with the kernel, B 1 x 1.
     Conv,
+    /// Transposed convolution: a low-rank pair, `A [r, out / groups, kernel]` and `B [in, r / groups, 1 x 1]`, so that
+    /// B·A has the weight's own form `[in, out / groups, kernel]`. PEFT (0.21) has no such layer.
+    ConvTranspose,
     /// MatMul or Gemm: a low-rank pair.
     Dense,
     /// Depthwise convolution: a scale and a shift a channel.
@@ -154,11 +158,12 @@ impl Graph {
         let mut sites: Vec<Site> = Vec::new();
         for (id, node) in self.nodes.iter().enumerate() {
             let layer = self.layer(id).into_iter().chain(self.recurrent_sites(id));
-            for mut site in layer.filter(|site| needed[id] && self.values[site.weight].stored) {
+            for mut site in layer.filter(|site| needed[id] && self.values[site.weight].is_in_file()) {
                 let initializer = &self.values[site.weight];
+                let name = initializer.quantised.as_ref().map_or(initializer.name.as_str(), |q| q.float_name());
                 if site.key.is_empty() {
-                    site.key = match initializer.name.strip_suffix(".weight") {
-                        Some(module) if initializer.stored && !module.is_empty() => module.to_owned(),
+                    site.key = match name.strip_suffix(".weight") {
+                        Some(module) if !module.is_empty() => module.to_owned(),
                         _ => node.name.clone(),
                     };
                 }
@@ -244,7 +249,7 @@ impl Graph {
             groups: 1,
         };
         let (weight, transposed, out_in) = match &node.op {
-            Op::Conv(window, groups) if activation(0) => {
+            Op::Conv(window, groups) | Op::ConvTranspose(window, groups) if activation(0) => {
                 let (weight, _) = weight_at(1)?;
                 site.layout = Layout::OutInKernel;
                 site.kernel = window.kernel;
@@ -252,7 +257,11 @@ impl Graph {
                 let shape = &self.values[weight].shape;
                 (site.inputs, site.outputs) = (shape[1] * groups, shape[0]);
                 let depthwise = *groups > 1 && shape[1] == 1;
-                site.kind = if depthwise { SiteKind::Depthwise } else { SiteKind::Conv };
+                site.kind = match node.op {
+                    Op::ConvTranspose(..) => SiteKind::ConvTranspose,
+                    _ if depthwise => SiteKind::Depthwise,
+                    _ => SiteKind::Conv,
+                };
                 (weight, false, false)
             }
             Op::Gemm { trans_b, .. } if activation(0) => weight_at(1).map(|(w, t)| (w, t, *trans_b))?,
@@ -267,9 +276,9 @@ impl Graph {
             (site.inputs, site.outputs) =
                 if site.layout == Layout::OutIn { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
         }
-        let stored = |b: &ValueId| self.values[*b].stored;
+        let stored = |b: &ValueId| self.values[*b].is_in_file();
         site.bias = match &node.op {
-            Op::Conv(..) => node.inputs.get(2).copied().filter(stored),
+            Op::Conv(..) | Op::ConvTranspose(..) => node.inputs.get(2).copied().filter(stored),
             Op::Gemm { beta, .. } => {
                 let fits = |b: &ValueId| *beta == 1.0 && self.values[*b].len() == site.outputs;
                 node.inputs.get(2).copied().filter(stored).filter(fits)
@@ -324,6 +333,7 @@ mod tests {
                 constant: constant.then(|| Arc::from([1.0, 0.0, 0.0, 1.0])),
                 stored: constant,
                 source: None,
+                quantised: None,
             });
         }
         for (name, op, inputs, output) in [

@@ -23,9 +23,9 @@ const EXP_M1_SERIES: f32 = 0.35;
 
 /// P of [`erfc_scaled`], lowest power first; for z up to 10.5, where erfc z is no f32 any more.
 const ERFC: [f32; 11] = [
-    2.820_891_9e-1,
-    2.822_368_2e-1,
-    2.453_359_1e-1,
+    2.820_892e-1,
+    2.822_368e-1,
+    2.453_359e-1,
     1.847_006_2e-1,
     5.808_983_6e-2,
     2.779_959e-2,
@@ -36,7 +36,8 @@ const ERFC: [f32; 11] = [
     3.631_780_3e-2,
 ];
 /// P of [`erf`] up to [`ERF_SERIES`], lowest power first.
-const ERF: [f32; 6] = [1.128_379_2, -3.761_257_2e-1, 1.128_271_7e-1, -2.680_254_8e-2, 5.051_094_4e-3, -6.315_127e-4];
+const ERF: [f32; 6] =
+    [std::f32::consts::FRAC_2_SQRT_PI, -3.761_257_2e-1, 1.128_271_7e-1, -2.680_254_8e-2, 5.051_094_4e-3, -6.315_127e-4];
 /// Where the odd polynomial of erf ends.
 const ERF_SERIES: f32 = 0.85;
 

@@ -113,7 +113,7 @@ pub enum FunctionKind {
 }
 
 /// √(2/π) and the cubic term of the approximation of Gelu (Hendrycks and Gimpel, 2016).
-const GELU: (f32, f32) = (0.797_884_56, 0.044_715);
+const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
 
 /// Φ(x) and e^(−x²/2).
 #[inline(always)]

@@ -3,7 +3,11 @@
 //! Convolutions and pools want channels last; a dense layer wants its features last; element-wise operators take what
 //! comes; a transpose only relabels. Where two of these meet, a permutation is made, once a value and order.
 
+mod conv_transpose;
+mod norm;
+mod quantise;
 mod recurrent;
+mod resize;
 mod select;
 
 use std::collections::HashMap;
@@ -21,7 +25,7 @@ use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::depthwise::FrozenDepthwise;
 use crate::ops::matmul::MatMul;
 use crate::ops::movement::{Constant, Copy, Pad, Permute, Place, Slice};
-use crate::ops::pool::{AveragePool, MaxPool, Window as PoolWindow};
+use crate::ops::pool::{AveragePool, LpPool, MaxPool, Window as PoolWindow};
 use crate::ops::reduce::Reduce;
 use crate::ops::softmax::Softmax;
 use crate::ops::unary::{Activation, Unary, UnaryKind};
@@ -229,7 +233,11 @@ impl<'a> Lowering<'a> {
                 self.place(node.outputs[0], slot, placed.order);
                 Ok(())
             }
-            Op::MaxPool(window) | Op::AveragePool(window, _) => {
+            Op::ConvTranspose(window, groups) => self.conv_transpose(id, node, window, *groups),
+            Op::Resize(maps, fill) => self.resize(node, maps, *fill),
+            Op::Norm(kind, axes, groups) => self.norm(node, *kind, axes, *groups),
+            Op::Lrn(size, parameters) => self.lrn(node, *size, *parameters),
+            Op::MaxPool(window) | Op::AveragePool(window, _) | Op::LpPool(window, _) => {
                 let order = channels_last(self.shape(node.inputs[0]).len());
                 let x = self.want(node.inputs[0], &order)?;
                 let g = self.geometry(node, window, 1)?;
@@ -246,6 +254,7 @@ impl<'a> Lowering<'a> {
                     Op::AveragePool(_, counted) => {
                         self.op(node, AveragePool::new(pool, *counted, window.pads_end), vec![x])
                     }
+                    Op::LpPool(_, p) => self.op(node, LpPool::new(pool, *p), vec![x]),
                     _ => self.op(node, MaxPool::new(pool), vec![x]),
                 };
                 self.place(node.outputs[0], slot, order);
@@ -336,6 +345,8 @@ impl<'a> Lowering<'a> {
                 Ok(())
             }
             Op::Recurrent(layer) => self.recurrent(id, node, layer),
+            Op::Quantise(half, quantisation) => self.quantise(node, *half, quantisation),
+            Op::DynamicQuantise(part) => self.dynamic_quantise(node, *part),
             Op::Foreign(foreign) => {
                 let mut x = Vec::new();
                 for input in &node.inputs {
@@ -687,7 +698,7 @@ impl<'a> Lowering<'a> {
 }
 
 fn layer_has_bias(graph: &Graph, layer: &Site) -> bool {
-    layer.kind == SiteKind::Dense && layer.bias.is_some_and(|b| graph.values[b].stored)
+    layer.kind == SiteKind::Dense && layer.bias.is_some_and(|b| graph.values[b].is_in_file())
 }
 
 fn leading_ones(shape: &[usize], rank: usize) -> Vec<usize> {

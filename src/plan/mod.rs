@@ -12,5 +12,3 @@ mod value_order;
 
 pub use program::{PlanError, Program, SlotId, StepInfo};
 pub use schedule::{Plan, Region};
-#[cfg(feature = "onnx")]
-pub(crate) use value_order::permuted;

@@ -610,6 +610,102 @@ def einsum(name):
     return n.gemm(s, "fc", 7, 5, out="logits") and n.model()
 
 
+# ---- normalisations, and layers that make planes larger
+
+def feature(n, key, size, scale=0.5, offset=1.0):
+    return n.const(n.values(key, [size], scale, offset), key)
+
+
+@net
+def norms(name):
+    """Opset 17: LayerNormalization over one and two axes and without bias, InstanceNormalization, LpNormalization, MVN, LRN."""
+    n = Net(name, 17, [3, 7, 6])
+    x = n.conv("x", "a", 3, 5, [2, 2])
+    x = n.node("InstanceNormalization", [x, feature(n, "in.scale", 5), feature(n, "in.bias", 5, 0.25, 0.0)], epsilon=1e-3)
+    x = n.node("LRN", n.conv(x, "b", 5, 7, [1, 2]), size=3, alpha=0.5, beta=0.6, bias=1.5)
+    x = n.node("MeanVarianceNormalization", n.conv(x, "c", 7, 6, [2, 1]), axes=[2, 3])
+    x = n.node("Reshape", [x, n.ints(0, 6, 20)])
+    shape = n.const(n.values("ln1.scale", [6, 20], 0.5, 1.0)), n.const(n.values("ln1.bias", [6, 20], 0.25))
+    x = n.node("LayerNormalization", [n.conv(x, "d", 6, 6, [1]), *shape], axis=1)
+    x = n.node("Transpose", x, perm=[0, 2, 1])
+    x = n.node("LayerNormalization", [n.matmul(x, "e", 6, 7), feature(n, "ln2.scale", 7)], epsilon=1e-6)
+    x = n.node("LpNormalization", n.matmul(x, "f", 7, 5), axis=-2)
+    x = n.node("LayerNormalization", [n.matmul(x, "g", 5, 5), feature(n, "ln3.scale", 5), feature(n, "ln3.bias", 5, 0.25, 0.0)])
+    return n.gemm(n.node("Flatten", x), "fc", 100, 5, out="logits") and n.model()
+
+
+@net
+def group_norm(name):
+    """Opset 21: three groups, one group, with a scale a channel. (The checker refuses the form of opset 18.)"""
+    n = Net(name, 21, [3, 6, 5])
+    x = n.conv("x", "a", 3, 6, [2, 2])
+    x = n.node("GroupNormalization", [x, feature(n, "gn1.scale", 6), feature(n, "gn1.bias", 6, 0.25, 0.0)], num_groups=3)
+    x = n.conv(n.node("Sigmoid", x), "b", 6, 5, [2, 1])
+    x = n.node("GroupNormalization", [x, feature(n, "gn2.scale", 5), feature(n, "gn2.bias", 5)], num_groups=1, epsilon=1e-3)
+    return n.head(n.node("Tanh", x), 5) and n.model(ir=10)
+
+
+@net
+def spelled_out(name):
+    """Opset 13, a transformer block as torch wrote it then: layer norm, Gelu, softmax and RMS norm as primitives."""
+    n = Net(name, 13, [6, 8])
+
+    def layer_norm(x, key, size):
+        d = n.node("Sub", [x, n.node("ReduceMean", x, axes=[-1])])
+        v = n.node("ReduceMean", n.node("Pow", [d, n.const(2.0)]), axes=[-1])
+        y = n.node("Div", [d, n.node("Sqrt", n.node("Add", [v, n.const(1e-5)]))])
+        return n.node("Add", [n.node("Mul", [y, feature(n, f"{key}.scale", size)]), feature(n, f"{key}.bias", size, 0.25, 0.0)])
+    h = layer_norm("x", "ln1", 8)
+    q, k, v = (n.matmul(h, key, 8, 8) for key in "qkv")
+    e = n.node("Exp", n.node("Mul", [n.node("MatMul", [q, n.node("Transpose", k, perm=[0, 2, 1])]), n.const(0.35)]))
+    x = n.node("MatMul", [n.node("Div", [e, n.node("ReduceSum", [e, n.ints(-1)])]), v])
+    x = n.node("Add", [n.matmul(x, "o", 8, 8), "x"])
+    u = n.matmul(layer_norm(x, "ln2", 8), "up", 8, 12)
+    g = n.node("Mul", [u, n.node("Add", [n.node("Erf", n.node("Div", [u, n.const(2 ** 0.5)])), n.const(1.0)])])
+    u = n.matmul(n.node("Mul", [g, n.const(0.5)]), "down", 12, 8)
+    cube = n.node("Mul", [n.node("Mul", [u, u]), u])
+    t = n.node("Tanh", n.node("Mul", [n.node("Add", [u, n.node("Mul", [cube, n.const(0.044715)])]), n.const(0.7978845608)]))
+    x = n.node("Add", [x, n.node("Mul", [u, n.node("Mul", [n.node("Add", [t, n.const(1.0)]), n.const(0.5)])])])
+    mean = n.node("ReduceMean", n.node("Mul", [x, x]), axes=[-1])
+    x = n.node("Mul", [x, n.node("Reciprocal", n.node("Sqrt", n.node("Add", [mean, n.const(1e-6)])))])
+    x = n.node("ReduceMean", n.node("Mul", [feature(n, "rms.scale", 8), x]), axes=[1], keepdims=0)
+    return n.gemm(x, "fc", 8, 5, out="logits") and n.model()
+
+
+@net
+def transposed(name):
+    """ConvTranspose: stride, one-sided pads, output_padding, dilation, groups, SAME_UPPER, 1-D, without bias. (The checker misreads output_shape.)"""
+    n = Net(name, 13, [3, 4, 5])
+
+    def up(x, key, cin, cout, kernel, group=1, bias=True, **attrs):
+        ins = [x, n.weight(f"{key}.weight", [cin, cout // group, *kernel], cin // group * int(np.prod(kernel)), 2.0)]
+        if bias:
+            ins.append(n.const(n.values(f"{key}.bias", [cout], 0.25), f"{key}.bias"))
+        return n.node("Tanh", n.node("ConvTranspose", ins, name=key, kernel_shape=list(kernel), group=None if group == 1 else group, **attrs))
+    x = up("x", "a", 3, 5, [3, 2], strides=[2, 1], pads=[1, 0, 0, 1], output_padding=[1, 0])
+    x = up(x, "b", 5, 6, [2, 3], dilations=[2, 1], bias=False)
+    x = up(x, "c", 6, 4, [2, 2], group=2, strides=[1, 2], pads=[0, 1, 1, 0])
+    x = up(x, "d", 4, 3, [3, 2], strides=[2, 2], auto_pad="SAME_UPPER")
+    x = n.node("ReduceMean", x, axes=[3], keepdims=0)
+    x = up(x, "e", 3, 5, [4], strides=[3], pads=[2, 1])
+    return n.head(x, 5) and n.model()
+
+
+@net
+def resized(name):
+    """Resize: nearest by scales, linear by sizes, align_corners, cubic, with antialias; opset 19."""
+    n = Net(name, 19, [3, 5, 4])
+    x = n.node("Tanh", n.conv("x", "a", 3, 5, [2, 2]))
+    x = n.node("Resize", [x, "", n.const([1.0, 1.0, 2.0, 3.0])], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    x = n.node("Tanh", n.conv(x, "b", 5, 6, [2, 2]))
+    x = n.node("Resize", [x, "", "", n.ints(11, 5)], mode="linear", axes=[2, 3])
+    x = n.node("Tanh", n.conv(x, "c", 6, 5, [3, 2]))
+    x = n.node("Resize", [x, "", "", n.ints(7, 9)], mode="linear", coordinate_transformation_mode="align_corners", axes=[2, 3])
+    x = n.node("Resize", [n.conv(x, "d", 5, 6, [1, 1]), "", "", n.ints(10, 5)], mode="cubic", axes=[2, 3])
+    x = n.node("Resize", [n.conv(x, "e", 6, 5, [1, 1]), "", "", n.ints(4, 3)], mode="linear", antialias=1, exclude_outside=1, axes=[2, 3])
+    return n.gemm(n.node("Flatten", x), "fc", 60, 5, out="logits") and n.model(ir=9)
+
+
 # ---- files as exporters leave them
 
 @net
@@ -720,6 +816,49 @@ def rnn(name):
     [last] = recurrent(n, "RNN", x, "turns", 4, 6, h0=h0, outputs=("Y_h",), direction="bidirectional", activations=["Tanh", "Sigmoid"])
     x = n.node("Reshape", [n.node("Transpose", last, perm=[1, 0, 2]), n.ints(1, 12)])
     return n.gemm(x, "fc", 12, 5, out="logits") and n.model(initializers_are_inputs=True)
+# ---- quantised bases
+
+def integers(n, key, shape, low, high, dtype):
+    """A constant of whole numbers low .. high."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    return n.const(np.round(n.values(key, shape, half, middle)).astype(dtype), key, dtype=dtype)
+
+
+def scales(n, key, fan_in, step, size=None):
+    """Scales for about unit gain of weights with `step` quanta on either side, one or `size`."""
+    values = n.values(key, [size or 1], 0.3, 1.0) * np.float32((3 / fan_in) ** 0.5 / step)
+    return n.const(values if size else values[0], key)
+
+
+def fake(n, x, key, scale, zero, dtype, between=lambda x: x):
+    """QuantizeLinear, what stands between, DequantizeLinear."""
+    a = [n.const(scale, f"{key}_scale"), n.const(zero, f"{key}_zero_point", dtype=dtype)]
+    return n.node("DequantizeLinear", [between(n.node("QuantizeLinear", [x, *a])), *a])
+
+
+def dequantised(n, key, shape, fan_in, size=None, axis=None, dtype=np.int8, zero=0):
+    low, high = (-100, 100) if dtype == np.int8 else (20, 220)
+    zeros = n.const(np.full(size, zero) if size else zero, f"{key}_zero_point", dtype=dtype)
+    ins = [integers(n, f"{key}_quantized", shape, low, high, dtype), scales(n, f"{key}_scale", fan_in, 100, size), zeros]
+    return n.node("DequantizeLinear", ins, axis=axis, out=f"{key}_DequantizeLinear_Output")
+
+
+@net
+def quantised(name):
+    """QDQ: per channel with a bias of 32 bits, per tensor without sign, a pool and shapes between the halves. Coarse, so that roundings show."""
+    n = Net(name, 13, [2, 6, 5])
+    x = fake(n, "x", "x", 0.13, 7, np.uint8)
+    bias = n.node("DequantizeLinear", [integers(n, "a.bias_quantized", [6], -400, 400, np.int32), scales(n, "a.bias_scale", 1, 3000, 6),
+                                       n.const(np.zeros(6), "a.bias_zero_point", dtype=np.int32)], axis=0)
+    x = n.node("Conv", [x, dequantised(n, "a.weight", [6, 2, 2, 2], 8, 6, 0), bias], name="a", kernel_shape=[2, 2], pads=[0, 1, 1, 0])
+    x = fake(n, n.node("Relu", x), "p", 0.17, 0, np.uint8, lambda x: n.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]))
+    x = n.node("Conv", [x, dequantised(n, "b.weight", [7, 6, 1, 1], 6, dtype=np.uint8, zero=122)], name="b", kernel_shape=[1, 1])
+    x = fake(n, x, "q", 0.11, -3, np.int8, lambda x: n.node("Transpose", x, perm=[0, 2, 3, 1]))
+    x = n.node("MatMul", [x, n.node("Transpose", [dequantised(n, "c_weight", [5, 7], 7)], perm=[1, 0])], name="c")
+    x = n.node("ReduceMean", x, axes=[1, 2], keepdims=0)
+    x = fake(n, x, "r", 0.07, 0, np.int8)
+    n.node("Gemm", [x, dequantised(n, "fc.weight", [5, 5], 5, 5, 0)], name="fc", out="logits", transB=1)
+    return n.model()
 
 
 # ---- endings: the same network, weights and adapters in front of each

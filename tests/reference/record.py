@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 
 import generator
-from twin import Twin
+from twin import Twin, check_fake_quantise
 
 torch.set_num_threads(1)
 
@@ -121,7 +121,10 @@ def run_ort(model, case):
     unique.CopyFrom(model)
     for i, node in enumerate(unique.graph.node):
         node.name = str(i)  # ONNX Runtime refuses two nodes of one name
-    session = onnxruntime.InferenceSession(unique.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if any(n.op_type == "QuantizeLinear" for n in unique.graph.node):  # its optimiser would make integer operators that requantise in another way
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(unique.SerializeToString(), options, providers=["CPUExecutionProvider"])
     rows = case.x.split(1) if case.fixed else [case.x]
     return np.concatenate([session.run([case.output], {case.inputs: r.numpy()})[0].reshape(len(r), -1) for r in rows])
 
@@ -143,6 +146,12 @@ def merged(twin, trainable):
         node = next(n for n in model.graph.node if s.output in n.output)
         if used.count((s.initializer, s.layout)) > 1:
             return None
+        if s.initializer not in tensors:  # a dequantised constant: the layer reads a new float tensor instead
+            float_name = s.initializer + ".float"
+            for n in model.graph.node:
+                n.input[:] = [float_name if i == s.initializer else i for i in n.input]
+            model.graph.initializer.append(numpy_helper.from_array(twin.constants[s.initializer].numpy().astype(np.float32), float_name))
+            tensors[s.initializer] = model.graph.initializer[-1]
         get = lambda part: trainable[f"{s.site}.{part}"].detach().double().numpy()  # noqa: E731
         w = numpy_helper.to_array(tensors[s.initializer]).astype(np.float64)
         if s.by == "head":
@@ -282,6 +291,7 @@ def main():
     jobs += [(args.shared / f"{name}.onnx", True, None) for name in SHARED] if args.shared else []
     index_file = args.out / "index.json"
     failed = 0
+    check_fake_quantise()
     for path, shared, head in jobs:
         if args.only not in (None, path.stem):
             continue

@@ -9,6 +9,7 @@ LoRA is written here:
     conv       y = W * x + s·B * (A * x)                           A [r, in/groups, k…]   B [out, r/groups, 1…]
                A with the site's stride, padding, dilation and groups, B with its groups: merged,
                W[o] += s·Σ_j B[o, j]·A[group(o)·r/groups + j]
+    transposed W [in, out/groups, k…] as that of a conv from y to x     A [r, out/groups, k…]  B [in, r/groups, 1…]
     depthwise  y = scale·(W * x + bias) + shift                    scale [out], shift [out]
     recurrent  W or R of one direction of an RNN, GRU or LSTM:     A [r, in]              B [gates·hidden, r]
                W += s·B·A, gates in ONNX's order
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
+import norms
 import operators
 
 
@@ -35,7 +37,7 @@ class Site:
     node: str          # ONNX node name, may be empty
     output: str        # first output of the node
     initializer: str   # name of the constant weight
-    kind: str          # conv | depthwise | matmul | matmul_left | gemm | recurrent
+    kind: str          # conv | depthwise | conv_transpose | matmul | matmul_left | gemm | recurrent
     layout: str        # of the initializer: oihw | oiw | in_out | out_in | stacked_0 | stacked_1
     groups: int
     weight_shape: list
@@ -142,6 +144,46 @@ def slice_axes(x, starts, ends, axes, steps):
     return x
 
 
+def spread(t, x, axis, block):
+    """A scale or zero point, broadcast over x: per tensor, along an axis, or in blocks."""
+    if block:
+        return t.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    return t.reshape([-1 if d == axis % x.dim() else 1 for d in range(x.dim())]) if t.numel() > 1 else t
+
+
+class Saturate(torch.autograd.Function):
+    """Rounds half to even and clamps; the gradient passes inside the range, bounds included (torch's clamp stops it at the bounds)."""
+
+    @staticmethod
+    def forward(context, x, zero, low, high):
+        q = torch.round(x) + zero
+        context.save_for_backward((q >= low) & (q <= high))
+        return q.clamp(low, high)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * context.saved_tensors[0], None, None, None
+
+
+def quantise(x, scale, zero, low, high):
+    """QuantizeLinear with a straight-through gradient: one inside low .. high, zero outside (check_fake_quantise)."""
+    return Saturate.apply(x / scale, zero, low, high)
+
+
+def check_fake_quantise():
+    """`quantise` and the way back have the values and gradients of torch's own fake quantisation (with scales of
+    exact reciprocals: torch multiplies by them), per tensor and per channel."""
+    x = (torch.arange(-400, 401) / 16).reshape(1, -1).repeat(3, 1).requires_grad_()
+    for zero, low, high in ((3, 0, 15), (0, -8, 7), (-2, -128, 127)):
+        per_tensor = torch.fake_quantize_per_tensor_affine(x, 0.5, zero, low, high)
+        scales, zeros = torch.tensor([0.25, 0.5, 2.0]), torch.full((3,), zero, dtype=torch.int32)
+        per_channel = torch.fake_quantize_per_channel_affine(x, scales, zeros, 0, low, high)
+        for theirs, scale in ((per_tensor, torch.tensor(0.5)), (per_channel, scales.reshape(3, 1))):
+            ours = (quantise(x, scale, zero, low, high) - zero) * scale
+            found, wanted = (torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs))
+            assert torch.equal(ours, theirs) and torch.equal(found.round(), wanted), "straight-through differs from torch"
+
+
 def softmax(x, axis, opset, f):
     if opset >= 13:
         return f(x, axis)
@@ -164,6 +206,7 @@ class Twin(nn.Module):
         graph = self.model.graph
         self.constants = {t.name: self.to_torch(numpy_helper.to_array(t)) for t in graph.initializer}
         self.file_constants = set(self.constants)  # what an adapter can be bound to: initializers and Constant nodes
+        self.quantised = {}                        # name of a dequantised constant → the integers
         self.origin = {}                           # name → (constant, transposed) behind Identity and 2-D Transpose
         self.input = next(i for i in graph.input if i.name not in self.constants)
         self.outputs = [o.name for o in graph.output]
@@ -176,6 +219,9 @@ class Twin(nn.Module):
                 self.constants[name] = value
             if node.op_type == "Constant":
                 self.file_constants.add(node.output[0])
+            elif node.op_type == "DequantizeLinear":
+                self.file_constants.add(node.output[0])
+                self.quantised[node.output[0]] = node.input[0]
             elif node.op_type in ("Identity", "Transpose") and self.constants[node.output[0]].dim() == 2:
                 source, turned = self.origin.get(node.input[0], (node.input[0], False))
                 self.origin[node.output[0]] = (source, turned ^ (node.op_type == "Transpose"))
@@ -203,7 +249,7 @@ class Twin(nn.Module):
             if node.op_type in FUNCTIONS:
                 sites += self.recurrent_sites(node)
                 continue
-            if node.op_type not in ("Conv", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
+            if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
                 continue
             a = attributes(node)
             left = node.op_type == "MatMul" and node.input[0] in self.constants
@@ -216,6 +262,8 @@ class Twin(nn.Module):
             if node.op_type == "Conv":
                 depthwise = groups > 1 and shape[1] == 1
                 kind, layout = ("depthwise" if depthwise else "conv"), ("oihw" if len(shape) == 4 else "oiw")
+            elif node.op_type == "ConvTranspose":
+                kind, layout = "conv_transpose", ("oihw" if len(shape) == 4 else "oiw")
             elif len(shape) != 2:
                 continue
             elif node.op_type == "Einsum":
@@ -226,7 +274,8 @@ class Twin(nn.Module):
                 kind, layout = ("matmul_left", "out_in") if left else ("matmul", "in_out")
                 if turned:
                     layout = "in_out" if layout == "out_in" else "out_in"
-            key = source.removesuffix(".weight") if source.endswith(".weight") else (node.name or node.output[0])
+            stored = self.quantised.get(source, source).removesuffix("_quantized")
+            key = stored.removesuffix(".weight") if stored.endswith(".weight") else (node.name or node.output[0])
             taken[key] = taken.get(key, 0) + 1
             if taken[key] > 1:
                 key += f"#{taken[key]}"
@@ -538,6 +587,17 @@ class Twin(nn.Module):
                 return [softmax(x, a.get("axis", 1 if self.opset < 13 else -1), self.opset, torch.softmax)]
             case "LogSoftmax":
                 return [softmax(x, a.get("axis", 1 if self.opset < 13 else -1), self.opset, torch.log_softmax)]
+            case "QuantizeLinear":
+                scale, zero = (spread(t, x, a.get("axis", 1), a.get("block_size", 0)) for t in v[1:3])
+                low, high = torch.iinfo(v[2].dtype).min, torch.iinfo(v[2].dtype).max
+                # What rounding may change lies at odd halves; in units of the quantum, as kinks are of the rms.
+                with torch.no_grad():
+                    self.margin = min(self.margin, float((x / scale - (x / scale).floor() - 0.5).abs().min() * scale.min() / x.square().mean().sqrt()))
+                return [quantise(x, scale, zero.to(self.dtype), low, high)]
+            case "DequantizeLinear":
+                scale = spread(v[1], x, a.get("axis", 1), a.get("block_size", 0))
+                zero = 0 if arg(2) is None else spread(v[2], x, a.get("axis", 1), a.get("block_size", 0))
+                return [(x.to(self.dtype) - zero) * scale]
             case "Identity":
                 return [x]
             case "Dropout":
@@ -562,7 +622,7 @@ class Twin(nn.Module):
                     return [self.to_torch(numpy_helper.to_array(a["value"]))]
                 key, value = next(iter(a.items()))
                 return [torch.tensor(value, dtype=torch.int64 if "int" in key else self.dtype)]
-        found = operators.evaluate(self, node, a, v)
+        found = operators.evaluate(self, node, a, v) or norms.evaluate(self, node, a, v)
         if found is not None:
             return found
         raise NotImplementedError(f"{node.op_type} ({node.name})")

@@ -68,7 +68,16 @@ pub(super) fn svg(subject: &Subject) -> String {
 
 /// Whether a node is drawn as a line in the box before it.
 fn small(op: &Op) -> bool {
-    !matches!(op, Op::Conv(..) | Op::MatMul | Op::Gemm { .. } | Op::MaxPool(_) | Op::AveragePool(..) | Op::Foreign(_))
+    !matches!(
+        op,
+        Op::Conv(..)
+            | Op::ConvTranspose(..)
+            | Op::MatMul
+            | Op::Gemm { .. }
+            | Op::MaxPool(_)
+            | Op::AveragePool(..)
+            | Op::Foreign(_)
+    )
 }
 
 fn pieces(s: &Subject) -> Vec<Piece> {
@@ -149,7 +158,7 @@ fn end(what: &str, graph: &Graph, value: ValueId, from: Vec<usize>) -> Piece {
 fn title(graph: &Graph, id: NodeId) -> String {
     let node = &graph.nodes[id];
     let (window, groups) = match &node.op {
-        Op::Conv(window, groups) => (window, *groups),
+        Op::Conv(window, groups) | Op::ConvTranspose(window, groups) => (window, *groups),
         Op::MaxPool(window) | Op::AveragePool(window, _) => (window, 1),
         _ => return node.op_type.clone(),
     };

@@ -194,7 +194,7 @@ impl Converter<'_> {
             let value = self.then(node, &format!("{name}~turn"), Op::Transpose(perm), vec![term.value], shape);
             return Term { value, labels };
         };
-        let turned = crate::plan::permuted(&values, &self.shape(term.value), &perm);
+        let turned = crate::ops::movement::permuted(&values, &self.shape(term.value), &perm);
         let value = self.new_constant(node, name, shape, turned);
         if perm == [1, 0] {
             let behind = self.graph.values[term.value].source;
