@@ -119,12 +119,14 @@ pub enum Choice {
     Auto,
     /// Every site, depthwise too.
     All,
+    /// No site: only a head is trained.
+    None,
     /// Sites whose node name or key the pattern finds.
     Matching(Box<Regex>),
 }
 
 impl Choice {
-    /// `auto`, `all`, or a regular expression over node names and keys.
+    /// `auto`, `all`, `none`, or a regular expression over node names and keys.
     ///
     /// # Errors
     /// What is wrong with the expression.
@@ -132,6 +134,7 @@ impl Choice {
         match text {
             "auto" => Ok(Choice::Auto),
             "all" => Ok(Choice::All),
+            "none" => Ok(Choice::None),
             pattern => Regex::new(pattern).map(|r| Choice::Matching(Box::new(r))).map_err(|e| e.to_string()),
         }
     }
@@ -142,6 +145,7 @@ pub fn choose(graph: &Graph, sites: &[Site], choice: &Choice) -> Vec<Site> {
     let taken = |site: &&Site| match choice {
         Choice::Auto => site.kind != SiteKind::Depthwise,
         Choice::All => true,
+        Choice::None => false,
         Choice::Matching(regex) => regex.is_match(&graph.nodes[site.node].name) || regex.is_match(&site.key),
     };
     sites.iter().filter(taken).cloned().collect()
@@ -172,6 +176,38 @@ impl Graph {
             }
         }
         sites
+    }
+
+    /// The nodes without a gradient between the inputs and `output` that a gradient would have to pass, each with the nodes
+    /// before it that none reaches.
+    pub fn blocked(&self, output: ValueId) -> Vec<(NodeId, Vec<NodeId>)> {
+        let passes = |value: &ValueId| self.values[*value].element.is_float() && !self.is_constant(*value);
+        let before = |from: ValueId| {
+            let mut reached = vec![false; self.values.len()];
+            reached[from] = true;
+            let mut nodes = Vec::new();
+            for (id, node) in self.nodes.iter().enumerate().rev() {
+                if node.outputs.iter().any(|o| reached[*o]) {
+                    nodes.push(id);
+                    node.inputs.iter().filter(|i| passes(i)).for_each(|i| reached[*i] = true);
+                }
+            }
+            nodes
+        };
+        let foreign = |id: &NodeId| matches!(self.nodes[*id].op, Op::Foreign(_));
+        let mut found: Vec<(NodeId, Vec<NodeId>)> = before(output)
+            .into_iter()
+            .filter(foreign)
+            .map(|id| {
+                let mut nodes: Vec<NodeId> =
+                    self.nodes[id].inputs.iter().filter(|i| passes(i)).flat_map(|i| before(*i)).collect();
+                nodes.sort_unstable();
+                nodes.dedup();
+                (id, nodes)
+            })
+            .collect();
+        found.sort_unstable_by_key(|(id, _)| *id);
+        found
     }
 
     /// Which nodes `value` depends on.
@@ -267,5 +303,55 @@ impl Graph {
         let is_row = shape.last() == Some(&outputs) && self.values[bias].len() == outputs;
         let fits = self.values[node.outputs[0]].shape == self.values[product].shape;
         (self.is_constant(bias) && is_row && fits).then_some((add, bias))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::graph::{Element, Foreign, Node, Value};
+
+    #[derive(Debug)]
+    struct Elsewhere;
+
+    impl Foreign for Elsewhere {
+        fn run(&self, x: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, String> {
+            Ok(x.to_vec())
+        }
+    }
+
+    /// first → between → last, with values of this type before the last.
+    fn graph(element: Element) -> Graph {
+        let mut graph = Graph::default();
+        for (name, constant) in [("x", false), ("a", true), ("b", false), ("c", false), ("d", true), ("y", false)] {
+            graph.values.push(Value {
+                name: name.into(),
+                shape: if constant { vec![2, 2] } else { vec![1, 2] },
+                element: if name == "c" { element } else { Element::F32 },
+                constant: constant.then(|| Arc::from([1.0, 0.0, 0.0, 1.0])),
+                stored: constant,
+                source: None,
+                quantised: None,
+            });
+        }
+        for (name, op, inputs, output) in [
+            ("first", Op::MatMul, vec![0, 1], 2),
+            ("between", Op::Foreign(Arc::new(Elsewhere)), vec![2], 3),
+            ("last", Op::MatMul, vec![3, 4], 5),
+        ] {
+            let (name, op_type) = (name.into(), String::from("Test"));
+            graph.nodes.push(Node { name, op_type, op, inputs, outputs: vec![output] });
+        }
+        (graph.inputs, graph.outputs) = (vec![0], vec![5]);
+        graph
+    }
+
+    #[test]
+    fn what_no_gradient_reaches_is_known() {
+        assert_eq!(graph(Element::F32).blocked(5), [(1, vec![0])]);
+        // No gradient would pass whole numbers anyway.
+        assert_eq!(graph(Element::Integer).blocked(5), []);
     }
 }

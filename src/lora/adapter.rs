@@ -3,7 +3,7 @@
 use ndarray::{ArrayView1, ArrayViewD};
 
 use super::Adaptation;
-use crate::graph::{Choice, Graph, Layout, Site, SiteKind, ValueId};
+use crate::graph::{Choice, Graph, Head, Layout, Site, SiteKind, ValueId};
 
 /// What to train.
 #[derive(Clone, Debug)]
@@ -43,6 +43,8 @@ pub struct Adapter {
     pub steps: usize,
     /// Labels in the order of the scores, if known.
     pub labels: Vec<String>,
+    /// Where the labels are not those of the base: how it got the others.
+    pub head: Option<Head>,
     /// The sites.
     pub sites: Vec<AdapterSite>,
 }
@@ -252,7 +254,7 @@ impl Adapter {
     /// A fresh adapter: A uniform in ±1/√fan_in (Kaiming-uniform with a = √5, as PEFT), B zero; scale one, shift zero;
     /// a trained head starts from the file. With these the model computes what the file computes.
     pub fn new(graph: &Graph, output: ValueId, sites: &[Site], spec: &AdapterSpec, rng: &mut fastrand::Rng) -> Self {
-        let head = if spec.head { head_site(graph, output) } else { None };
+        let head = if spec.head { graph.head_site(output) } else { None };
         let mut chosen: Vec<&Site> = sites.iter().collect();
         if let Some(head) = &head
             && !chosen.iter().any(|s| s.node == head.node)
@@ -285,6 +287,7 @@ impl Adapter {
             examples: 0,
             steps: 0,
             labels: Vec::new(),
+            head: None,
             sites,
         }
     }
@@ -314,11 +317,6 @@ impl AdapterSite {
             delta,
         }
     }
-}
-
-/// The last dense layer before `output`: what `--head` trains.
-pub(super) fn head_site(graph: &Graph, output: ValueId) -> Option<Site> {
-    graph.sites(output).into_iter().rfind(|s| s.kind == SiteKind::Dense)
 }
 
 fn constant(graph: &Graph, value: ValueId) -> Vec<f32> {

@@ -8,10 +8,13 @@
 //!
 //! There is no unmerge: the frozen file stays as it is, so unmerging exactly is to use that file.
 
+mod head;
 mod quantised;
 
+pub use head::with_head;
+
 use super::{Adapter, AdapterError, AdapterSite};
-use crate::graph::{Graph, Site, ValueId};
+use crate::graph::{Graph, HeadError, Site, ValueId};
 use crate::onnx::wire::{self, Contents, Edit, NewNode, Replacement, WireError};
 
 /// A merged model.
@@ -67,6 +70,20 @@ pub enum MergeError {
     ComputedBias {
         /// Adapted node.
         node: String,
+    },
+    /// The scores have no layer that could have more rows.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// The scores go through a Reshape whose shape the model computes or uses elsewhere too.
+    #[error(
+        "the scores are reshaped to `{shape}` in `{node}`, which cannot be changed for them alone: \
+         keep the adapter beside the model, or give it a head of its own with --new-head"
+    )]
+    Reshaped {
+        /// What the Reshape gives.
+        node: String,
+        /// The shape that it reads.
+        shape: String,
     },
     /// Infinite or not a number.
     #[error("merged, `{tensor}` has a value that is infinite or not a number; train with a lower --lr or --alpha")]
@@ -301,7 +318,7 @@ impl Merger<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::graph::Op;
     use crate::lora::Delta;
@@ -309,7 +326,7 @@ mod tests {
     use crate::onnx::wire::tests::build::{bytes, floats, model, node, tensor};
 
     /// The file of a graph, without attributes; `more` are nodes behind it.
-    fn file(graph: &Graph, more: &[Vec<u8>]) -> Vec<u8> {
+    pub(in crate::lora) fn file(graph: &Graph, more: &[Vec<u8>]) -> Vec<u8> {
         let names = |ids: &[usize]| ids.iter().map(|v| graph.values[*v].name.as_str()).collect::<Vec<_>>();
         let mut fields: Vec<Vec<u8>> = graph
             .nodes

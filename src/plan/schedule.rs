@@ -65,6 +65,7 @@ pub struct Plan {
     accumulators: Vec<Range<usize>>,
     saved_len: usize,
     multiply_adds: u64,
+    backward_multiply_adds: u64,
 }
 
 impl Plan {
@@ -90,6 +91,11 @@ impl Plan {
     /// Multiply-adds of the forward pass.
     pub fn multiply_adds(&self) -> u64 {
         self.multiply_adds
+    }
+
+    /// Multiply-adds of the backward pass; 0 for a plan without one.
+    pub fn backward_multiply_adds(&self) -> u64 {
+        self.backward_multiply_adds
     }
 
     /// Values of all inputs together.
@@ -426,6 +432,18 @@ impl<'a> Builder<'a> {
             backward.push(out);
         }
         let multiply_adds = self.steps.iter().map(|s| program.steps[*s].multiply_adds).sum();
+        let backward_multiply_adds = backward
+            .iter()
+            .map(|back| {
+                let inputs = back.dx.iter().flatten().count() as u64;
+                let forward = program.steps[self.steps[back.step]].multiply_adds;
+                match &resolved[back.step].0 {
+                    Kind::Site(_, site) => site.multiply_adds().1 + inputs * forward,
+                    Kind::Weighted(..) => (1 + inputs) * forward,
+                    _ => inputs * forward,
+                }
+            })
+            .sum();
         let forward = resolved
             .into_iter()
             .enumerate()
@@ -461,6 +479,7 @@ impl<'a> Builder<'a> {
             accumulators,
             saved_len,
             multiply_adds,
+            backward_multiply_adds,
         })
     }
 }

@@ -10,7 +10,7 @@ use crate::plan::{Arena, Plan, PlanError, Program};
 
 /// A batch is cut into this many parts, whose gradients are summed one after the other: the same bytes for any number
 /// of threads up to it.
-const PARTS: usize = 4;
+pub(crate) const PARTS: usize = 4;
 
 /// A clip for a step: what the frozen prefix gives for it, and its label index.
 pub type Clip<'a> = (&'a [f32], usize);

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::graph::Layout;
+use crate::graph::{Head, Layout};
 use crate::lora::{AdapterSite, Delta};
 
 /// The object `accentor`.
@@ -20,6 +20,9 @@ pub(super) struct Record {
     pub(super) examples: usize,
     pub(super) steps: usize,
     pub(super) labels: Vec<String>,
+    /// Since version 2.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) head: Option<Head>,
     pub(super) sites: Vec<SiteRecord>,
 }
 

@@ -195,6 +195,7 @@ impl Folder {
             examples: record.examples,
             steps: record.steps,
             labels: record.labels,
+            head: record.head,
             sites,
         })
     }
@@ -309,6 +310,7 @@ impl Folder {
             examples: 0,
             steps: 0,
             labels: Vec::new(),
+            head: None,
             sites: found,
         })
     }

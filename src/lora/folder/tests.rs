@@ -94,6 +94,7 @@ pub(crate) fn adapter(head: bool) -> Adapter {
         examples: 40,
         steps: 120,
         labels: vec!["yes".to_owned(), "naïve \"quoted\"".to_owned()],
+        head: None,
         sites,
     }
 }

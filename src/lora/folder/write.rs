@@ -109,12 +109,13 @@ fn encode(adapter: &Adapter, graph: Option<&Graph>) -> Result<(Vec<u8>, Vec<u8>)
         records.push(record);
     }
     let record = Record {
-        format_version: FORMAT_VERSION,
+        format_version: if adapter.head.is_some() { FORMAT_VERSION } else { 1 },
         base_sha256: adapter.base_sha256.clone(),
         parent: adapter.parent.clone(),
         examples: adapter.examples,
         steps: adapter.steps,
         labels: adapter.labels.clone(),
+        head: adapter.head.clone(),
         sites: records,
     };
     let targets = if targets.is_empty() { NO_TARGETS.into() } else { serde_json::Value::from(targets) };
