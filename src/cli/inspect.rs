@@ -122,6 +122,7 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
             SiteKind::Dense => "dense",
             SiteKind::Depthwise => "depthwise",
             SiteKind::Recurrent => "recurrent",
+            SiteKind::Embedding => "embedding",
         }
         .into(),
         weight: graph.values[s.weight].shape.clone(),

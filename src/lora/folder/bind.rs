@@ -91,7 +91,7 @@ impl AdapterSite {
         }
         let fits = match self.delta {
             Delta::ScaleShift { .. } => self.layout == Layout::OutInKernel,
-            Delta::Full { .. } => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Recurrent),
+            Delta::Full { .. } => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Recurrent | SiteKind::Embedding),
             Delta::LowRank { .. } => site.kind != SiteKind::Depthwise,
         };
         if fits { Ok(()) } else { differs("kind", &"another", &site.kind) }
