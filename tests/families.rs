@@ -185,3 +185,28 @@ fn outputs_inside_what_would_be_fused_stay() {
         assert!((d[i] / root[i / 5] - normal).abs() < 1e-5, "{i}: {} / {} and {normal}", d[i], root[i / 5]);
     }
 }
+
+#[test]
+fn a_convolution_whose_bias_is_computed_runs_frozen() {
+    let net = Net::new()
+        .input("x", &[1, 2, 5])
+        .weight("c.weight", &[3, 2, 2])
+        .weight("d.weight", &[3, 2])
+        .node("GlobalAveragePool", &["x"], "pooled", &[])
+        .integers("vector", &[2])
+        .node("Reshape", &["pooled", "vector"], "mean", &[])
+        .node("MatMul", &["d.weight", "mean"], "bias", &[])
+        .node("Conv", &["x", "c.weight", "bias"], "c", &[])
+        .node("Conv", &["x", "c.weight"], "plain", &[])
+        .node("Sub", &["c", "plain"], "difference", &[])
+        .node("ReduceMean", &["difference"], "logits", &[ints("axes", &[2]), int("keepdims", 0)])
+        .output("logits");
+    let model = open(&net.file());
+    let x = &clips(10)[0];
+    let found = model.session(None).unwrap().logits(x).unwrap();
+    let file = open(&net.file());
+    let weight = file.graph().value_named("d.weight").and_then(|v| file.graph().values[v].constant.clone()).unwrap();
+    let mean = [0, 1].map(|c| x[c * 5..][..5].iter().sum::<f32>() / 5.0);
+    let bias: Vec<f32> = weight.chunks_exact(2).map(|w| w[0] * mean[0] + w[1] * mean[1]).collect();
+    assert!(largest_error(&found, &bias) < MERGED, "{found:?}, expected {bias:?}");
+}
