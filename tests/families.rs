@@ -210,3 +210,19 @@ fn a_convolution_whose_bias_is_computed_runs_frozen() {
     let bias: Vec<f32> = weight.chunks_exact(2).map(|w| w[0] * mean[0] + w[1] * mean[1]).collect();
     assert!(largest_error(&found, &bias) < MERGED, "{found:?}, expected {bias:?}");
 }
+
+#[test]
+fn a_transposed_convolution_does_not_train_whole() {
+    let net = Net::new()
+        .input("x", &[1, 2, 5])
+        .weight("up.weight", &[2, 2, 2])
+        .weight("up.bias", &[2])
+        .node("ConvTranspose", &["x", "up.weight", "up.bias"], "y", &[])
+        .node("ReduceMean", &["y"], "logits", &[ints("axes", &[2]), int("keepdims", 0)])
+        .output("logits");
+    let model = open(&net.file());
+    let mut whole = adapter(&model);
+    whole.sites[0].delta = Delta::Full { weight: vec![0.5; 8], bias: Some(vec![0.5; 2]) };
+    let told = whole.bind(model.graph(), &model.sites(), None).unwrap_err().to_string();
+    assert!(told.contains("up") && told.contains("kind"), "{told}");
+}
