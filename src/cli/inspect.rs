@@ -211,6 +211,7 @@ fn kind(site: &Site) -> &'static str {
         SiteKind::Dense => "dense",
         SiteKind::Depthwise => "depthwise",
         SiteKind::Recurrent => "recurrent",
+        SiteKind::Embedding => "embedding",
     }
 }
 

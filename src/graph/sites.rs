@@ -2,7 +2,7 @@
 
 use regex_lite::Regex;
 
-use super::{Graph, NodeId, Op, ValueId};
+use super::{Graph, Indexing, NodeId, Op, ValueId};
 use crate::ops::binary::BinaryKind;
 
 /// A node that an adapter can change.
@@ -46,6 +46,8 @@ pub enum SiteKind {
     Depthwise,
     /// Input or recurrent weight of one direction of an RNN, GRU or LSTM: a low-rank pair over all gates.
     Recurrent,
+    /// Matrix of which Gather takes rows: a low-rank pair, `A [r, rows]` and `B [width, r]`.
+    Embedding,
 }
 
 /// Order of a weight's dimensions in the file.
@@ -62,6 +64,15 @@ pub enum Layout {
         /// Which.
         part: usize,
     },
+    /// `[in, out]`: the rows of an embedding.
+    Rows,
+}
+
+impl Layout {
+    /// PEFT's names of A and B.
+    pub fn pair_names(self) -> [&'static str; 2] {
+        if self == Layout::Rows { ["lora_embedding_A", "lora_embedding_B"] } else { ["lora_A", "lora_B"] }
+    }
 }
 
 impl Site {
@@ -114,10 +125,11 @@ impl Site {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Choice {
-    /// Every convolution that is not depthwise, every dense layer and every weight of a recurrent one.
+    /// Every convolution that is not depthwise, every dense layer and every weight of a recurrent one. Embeddings are left
+    /// out, as by PEFT's `all-linear`.
     #[default]
     Auto,
-    /// Every site, depthwise too.
+    /// Every site, depthwise layers and embeddings too.
     All,
     /// No site: only a head is trained.
     None,
@@ -143,7 +155,7 @@ impl Choice {
 /// The sites of `sites` that `choice` takes.
 pub fn choose(graph: &Graph, sites: &[Site], choice: &Choice) -> Vec<Site> {
     let taken = |site: &&Site| match choice {
-        Choice::Auto => site.kind != SiteKind::Depthwise,
+        Choice::Auto => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Embedding),
         Choice::All => true,
         Choice::None => false,
         Choice::Matching(regex) => regex.is_match(&graph.nodes[site.node].name) || regex.is_match(&site.key),
@@ -267,10 +279,19 @@ impl Graph {
             Op::Gemm { trans_b, .. } if activation(0) => weight_at(1).map(|(w, t)| (w, t, *trans_b))?,
             Op::MatMul if activation(0) && matrix(1) => weight_at(1).map(|(w, t)| (w, t, false))?,
             Op::MatMul if activation(1) && matrix(0) => weight_at(0).map(|(w, t)| (w, t, true))?,
+            Op::Gather(Indexing::Axis(0)) if matrix(0) && activation(1) => {
+                let (weight, transposed) = weight_at(0)?;
+                if transposed {
+                    return None;
+                }
+                (site.kind, site.layout) = (SiteKind::Embedding, Layout::Rows);
+                (site.inputs, site.outputs) = (self.values[weight].shape[0], self.values[weight].shape[1]);
+                (weight, false, false)
+            }
             _ => return None,
         };
         site.weight = weight;
-        if site.layout != Layout::OutInKernel {
+        if !matches!(site.layout, Layout::OutInKernel | Layout::Rows) {
             site.layout = if out_in != transposed { Layout::OutIn } else { Layout::InOut };
             let shape = &self.values[weight].shape;
             (site.inputs, site.outputs) =
@@ -283,7 +304,7 @@ impl Graph {
                 let fits = |b: &ValueId| *beta == 1.0 && self.values[*b].len() == site.outputs;
                 node.inputs.get(2).copied().filter(stored).filter(fits)
             }
-            _ if activation(0) => self.bias_after(id, site.outputs).map(|(_, bias)| bias).filter(stored),
+            Op::MatMul if activation(0) => self.bias_after(id, site.outputs).map(|(_, bias)| bias).filter(stored),
             _ => None,
         };
         (site.inputs > 0 && site.outputs > 0).then_some(site)

@@ -220,7 +220,7 @@ impl Merger<'_> {
         let node_name = &self.graph.nodes[id].name;
         let index = self.node(id)?;
         if let Some(quantised) = &self.graph.values[value].quantised {
-            return self.dequantised(index, value, quantised, values);
+            return self.dequantised(index, (value, id), quantised, values);
         }
         let shape = match self.file.tensors.get(name) {
             Some(tensor) => tensor.shape.clone(),
@@ -233,11 +233,9 @@ impl Merger<'_> {
             self.changes.push(Change { of, target: Target::InPlace, name: name.to_owned(), values, shape });
             return Ok(());
         }
-        let Some(input) = self.file.nodes[index].inputs.iter().position(|i| *i == name) else {
-            let through = self.file.nodes[index].inputs.join("`, `");
-            return Err(MergeError::Shared { tensor: name.to_owned(), node: node_name.clone(), through });
-        };
-        self.add(of, index, input, name, format!("{name}_accentor"), values, shape)?;
+        let reader = self.reader(index, name, node_name)?;
+        let input = self.file.nodes[reader].inputs.iter().position(|i| *i == name).unwrap_or_default();
+        self.add(of, reader, input, name, format!("{name}_accentor"), values, shape)?;
         let added = &self.changes[self.changes.len() - 1].name;
         self.notes.push(format!(
             "`{name}` is read {} times: added `{added}`, which only node `{node_name}` reads",
@@ -269,9 +267,13 @@ impl Merger<'_> {
         Err(MergeError::OtherFile { node: node_name.to_owned() })
     }
 
-    /// Whether node `node` reads `tensor` through nodes with one data input.
+    /// Whether node `node` hands on `tensor`: reads it through what a weight may stand behind. A layer's activation may
+    /// depend on the tensor as well, where that is shared.
     fn reaches(&self, mut node: usize, tensor: &str) -> bool {
         for _ in 0..self.file.nodes.len() {
+            if !["Identity", "Cast", "Transpose"].contains(&self.file.nodes[node].op_type) {
+                return false;
+            }
             let inputs = &self.file.nodes[node].inputs;
             if inputs.contains(&tensor) {
                 return true;

@@ -14,6 +14,7 @@ pub mod conv;
 pub mod conv_transpose;
 pub mod cumulative;
 pub mod depthwise;
+pub mod embedding;
 pub mod fold;
 pub mod function;
 pub mod index;

@@ -100,7 +100,8 @@ impl AdapterSite {
         }
         let fits = match self.delta {
             Delta::ScaleShift { .. } => self.layout == Layout::OutInKernel,
-            Delta::Full { .. } => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Recurrent),
+            // Only layers that run as a convolution or dense layer by themselves train whole.
+            Delta::Full { .. } => matches!(site.kind, SiteKind::Conv | SiteKind::Dense),
             Delta::LowRank { .. } => site.kind != SiteKind::Depthwise,
         };
         if fits { Ok(()) } else { differs("kind", &"another", &site.kind) }

@@ -59,6 +59,7 @@ pub(super) enum LayoutName {
     InOut,
     OutIn,
     Stacked { part: usize },
+    Rows,
 }
 
 /// What is read of PEFT's own fields.
@@ -141,6 +142,7 @@ impl SiteRecord {
                 Layout::InOut => LayoutName::InOut,
                 Layout::OutIn => LayoutName::OutIn,
                 Layout::Stacked { part } => LayoutName::Stacked { part },
+                Layout::Rows => LayoutName::Rows,
             },
             groups: site.groups,
             shape: site.weight_shape.clone(),
