@@ -28,6 +28,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Inspection {
+    stages: Vec<StageInfo>,
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
     operators: BTreeMap<String, usize>,
@@ -50,6 +51,15 @@ struct Inspection {
 struct TensorInfo {
     name: String,
     shape: Vec<usize>,
+}
+
+/// A file of a chain.
+#[derive(Debug, Serialize)]
+struct StageInfo {
+    name: String,
+    takes: Vec<usize>,
+    gives: Vec<usize>,
+    windows: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,7 +103,8 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
     let tensor =
         |id: &ValueId| TensorInfo { name: graph.values[*id].name.clone(), shape: graph.values[*id].shape.clone() };
     let mut operators = BTreeMap::new();
-    graph.nodes.iter().for_each(|n| *operators.entry(n.op_type.clone()).or_insert(0) += 1);
+    let originals = || graph.nodes.iter().enumerate().filter(|(id, _)| !graph.copies.contains_key(id)).map(|(_, n)| n);
+    originals().for_each(|n| *operators.entry(n.op_type.clone()).or_insert(0) += 1);
     let (training, cannot_train, trainable) = match model.new_adapter(&spec, 0).and_then(|a| model.trainer(a, 1)) {
         Ok(trainer) => {
             let (plan, prefix) = (trainer.plan(), trainer.prefix());
@@ -112,7 +123,7 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
     let inference_arena_bytes = session.arena_bytes();
     let arena_bytes = training.as_ref().map_or(inference_arena_bytes, |t| t.arena_bytes);
     let multiply_adds = session.multiply_adds();
-    let foreign = graph.nodes.iter().filter(|n| matches!(n.op, Op::Foreign(_)));
+    let foreign = originals().filter(|n| matches!(n.op, Op::Foreign(_)));
     let site = |s: &crate::graph::Site| SiteInfo {
         node: graph.nodes[s.node].name.clone(),
         key: s.key.clone(),
@@ -127,7 +138,15 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
         parameters: s.parameters(spec.rank.max(1)),
         chosen: chosen.iter().any(|c| c.node == s.node),
     };
+    let shape = |of: &crate::graph::Graph, id: Option<&ValueId>| id.map(|id| of.values[*id].shape.clone());
+    let stage = |s: &crate::graph::Stage| StageInfo {
+        name: s.name.clone(),
+        takes: shape(&s.graph, s.graph.inputs.first()).unwrap_or_default(),
+        gives: shape(&s.graph, s.graph.outputs.first()).unwrap_or_default(),
+        windows: s.windows,
+    };
     Ok(Inspection {
+        stages: model.stages().iter().map(stage).collect(),
         inputs: graph.inputs.iter().map(tensor).collect(),
         outputs: graph.outputs.iter().map(tensor).collect(),
         operators,
@@ -152,6 +171,10 @@ fn print(i: &Inspection) -> anyhow::Result<()> {
         for t in tensors {
             report::line(&format!("{what} {} {:?}", t.name, t.shape))?;
         }
+    }
+    for stage in &i.stages {
+        let times = if stage.windows == 1 { String::new() } else { format!(", over {} windows", stage.windows) };
+        report::line(&format!("stage  {} {:?} -> {:?}{times}", stage.name, stage.takes, stage.gives))?;
     }
     report::line(&format!("front end {}, ending {} (the loss sits on `{}`)", i.front_end, i.ending, i.logits))?;
     let operators: Vec<String> = i.operators.iter().map(|(op, n)| format!("{op} {n}")).collect();

@@ -142,7 +142,8 @@ impl Graph {
         let needed = self.ancestors(output);
         let mut sites: Vec<Site> = Vec::new();
         for (id, node) in self.nodes.iter().enumerate() {
-            let layer = self.layer(id).filter(|site| needed[id] && self.values[site.weight].stored);
+            let own = needed[id] && !self.copies.contains_key(&id) && !self.frozen.contains(&id);
+            let layer = self.layer(id).filter(|site| own && self.values[site.weight].stored);
             if let Some(mut site) = layer {
                 let initializer = &self.values[site.weight];
                 site.key = match initializer.name.strip_suffix(".weight") {

@@ -111,6 +111,7 @@ fn encode(adapter: &Adapter, graph: Option<&Graph>) -> Result<(Vec<u8>, Vec<u8>)
     let record = Record {
         format_version: FORMAT_VERSION,
         base_sha256: adapter.base_sha256.clone(),
+        stages: adapter.stages.clone(),
         parent: adapter.parent.clone(),
         examples: adapter.examples,
         steps: adapter.steps,
