@@ -428,8 +428,15 @@ impl Model {
     /// # Errors
     /// A damaged folder, an adapter of another base.
     pub fn read_adapter(&self, folder: &Path) -> Result<Adapter, ModelError> {
-        let (mut adapter, sites) = crate::lora::load(folder, &self.graph, &self.sites(), None)?;
-        self.bind(&adapter)?;
+        // Of a chain, which file is another says more than the sha256 of the whole.
+        if self.chain.is_some() {
+            match crate::lora::read(folder) {
+                Ok(adapter) => drop(self.bind(&adapter)?),
+                Err(AdapterError::Plain { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let (mut adapter, sites) = crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?;
         if adapter.stages.is_empty() {
             adapter.stages = self.stage_bases(&sites);
         }

@@ -121,6 +121,13 @@ impl Weights {
     }
 
     fn logits(&self, x: &[f32]) -> Vec<f64> {
+        let rows = self.rows(x);
+        let bias = weight("fc.bias", CLASSES);
+        (0..CLASSES).map(|o| bias[o] + dot(&self.head[o * rows.len()..], &rows)).collect()
+    }
+
+    /// What the windows give, one behind the other.
+    fn rows(&self, x: &[f32]) -> Vec<f64> {
         let frames: Vec<f64> = (0..FRAMES)
             .flat_map(|t| (0..BANDS).map(move |c| (t, c)))
             .map(|(t, c)| (0..4).map(|k| x[2 * t + k] as f64 * self.conv[c * 4 + k]).sum::<f64>() * SCALE + OFFSET)
@@ -131,8 +138,7 @@ impl Weights {
             let x = &frames[window * HOP * BANDS..][..WINDOW * BANDS];
             rows.extend((0..WIDTH).map(|o| (bias[o] + dot(&self.fc[o * x.len()..], x)).tanh()));
         }
-        let bias = weight("fc.bias", CLASSES);
-        (0..CLASSES).map(|o| bias[o] + dot(&self.head[o * rows.len()..], &rows)).collect()
+        rows
     }
 
     fn loss(&self, x: &[f32], target: usize) -> f64 {
@@ -299,6 +305,26 @@ fn every_verb_takes_a_chain() {
 }
 
 #[test]
+fn a_stage_may_take_windows_as_columns() {
+    let scene = scene();
+    let net = Net::new()
+        .input("x", &[1, WIDTH as i64, WINDOWS as i64])
+        .node("Flatten", &["x"], "flat", &[])
+        .weight("out.weight", &[CLASSES as i64, (WINDOWS * WIDTH) as i64])
+        .node("Gemm", &["flat", "out.weight"], "h", &[int("transB", 1)])
+        .output("h");
+    scene.write("head.onnx", net.file());
+    let model = Model::open(scene.path("model.toml")).unwrap();
+    let rows = Weights::of_files().rows(&clip(1));
+    let turned: Vec<f64> = (0..WIDTH).flat_map(|c| rows.iter().skip(c).step_by(WIDTH).copied()).collect();
+    let head = weight("out.weight", CLASSES * turned.len());
+    let found = model.session(None).unwrap().logits(&clip(1)).unwrap();
+    for (o, found) in found.iter().enumerate() {
+        close(*found as f64, dot(&head[o * turned.len()..], &turned), 1.0, "logit");
+    }
+}
+
+#[test]
 fn another_stage_is_another_base() {
     let scene = scene();
     data(&scene);
@@ -330,8 +356,8 @@ fn stages_that_do_not_fit_say_what_they_need() {
         ("window = 5", "window = 50", &["stage 2", "50 frames", "window_samples"]),
         ("hop = 2", "hop = 3", &["head.onnx", "stage 3", "fed [5, 4]"]),
         ("[1, 40]", "[1, 2]", &["stage 2", "needs 5 frames"]),
-        ("onnx = \"front.onnx\"", "onnx = \"front.onnx\"\nwindow = 4", &["stage 1"]),
-        ("onnx = \"head.onnx\"", "onnx = \"front.onnx\"", &["front.onnx"]),
+        ("onnx = \"front.onnx\"", "onnx = \"front.onnx\"\nwindow = 4", &["head.onnx", "fed [3, 4]"]),
+        ("onnx = \"head.onnx\"", "onnx = \"front.onnx\"", &["45 scores of output `front#2/y`"]),
         ("onnx = \"head.onnx\"", "onnx = \"gone.onnx\"", &["gone.onnx", "there is no such file"]),
         ("onnx = \"head.onnx\"", "onnx = \"head.onnx\"\noutput = \"z\"", &["head.onnx", "no output `z`"]),
         ("labels = [\"a\", \"b\"]", "labels = [\"a\", \"b\", \"c\"]", &["3 labels for 2 scores"]),

@@ -457,3 +457,42 @@ pub(crate) fn fill(dims: &[Option<usize>], fed: &[usize]) -> Option<Vec<usize>> 
         .collect();
     filled.filter(|_| open > 0 && fed.next().is_none())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_dimensions_are_what_is_fed() {
+        for (dims, fed, filled) in [
+            (&[None, None][..], &[16000][..], Some(&[1, 16000][..])),
+            (&[None], &[16000], Some(&[16000])),
+            (&[None, None, Some(96)], &[16, 96], Some(&[1, 16, 96])),
+            (&[None, None, Some(96)], &[1, 1, 16, 96], Some(&[1, 16, 96])),
+            (&[None, None, None], &[1, 98, 40], Some(&[1, 98, 40])),
+            (&[Some(1), None, Some(1), None], &[49, 10], Some(&[1, 49, 1, 10])),
+            (&[None, None, Some(96)], &[16, 95], None),
+            (&[None, None, None], &[98], None),
+            (&[None, Some(3)], &[3], None),
+        ] {
+            assert_eq!(fill(dims, fed).as_deref(), filled, "{dims:?} {fed:?}");
+        }
+    }
+
+    #[test]
+    fn dimensions_of_one_do_not_matter() {
+        for (given, takes, expected) in [
+            (&[1, 1, 19, 3][..], &[1, 19, 3][..], Some(Fit::Direct)),
+            (&[16, 96], &[1, 1536], Some(Fit::Flat)),
+            (&[1], &[1, 1], Some(Fit::Direct)),
+            (&[98, 40], &[1, 40, 98, 1], Some(Fit::Transposed)),
+            (&[4, 6], &[3, 8], None),
+            (&[4, 6], &[4, 5], None),
+        ] {
+            assert_eq!(fit(given, takes), expected, "{given:?} {takes:?}");
+        }
+        assert!(cure(&[197, 32], &[1, 76, 32, 1]).contains("window = 76"));
+        assert!(cure(&[50, 32], &[1, 76, 32, 1]).contains("76 frames"));
+        assert!(cure(&[50, 31], &[1, 76, 32, 1]).contains("`output`"));
+    }
+}
