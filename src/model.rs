@@ -372,7 +372,7 @@ impl Model {
         let chosen = choose(&self.graph, &sites, &spec.sites);
         if chosen.is_empty() && !spec.head {
             let reason = if sites.is_empty() {
-                "the model has no convolution or dense layer with a constant weight before its output"
+                "the model has no convolution, dense or recurrent layer with a constant weight before its output"
             } else {
                 "--sites matches none"
             };

@@ -164,6 +164,7 @@ mod tests {
             stored: constant.is_some(),
             constant: constant.map(Arc::from),
             source: None,
+            quantised: None,
         };
         let weight = (0..12).map(|i| i as f32 / 12.0).collect();
         let values = vec![value("x", &[1, 4], None), value("w", &[4, 3], Some(weight)), value("y", &[1, 3], None)];

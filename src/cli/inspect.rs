@@ -129,14 +129,16 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
         key: s.key.clone(),
         kind: match s.kind {
             SiteKind::Conv => "conv",
+            SiteKind::ConvTranspose => "conv_transpose",
             SiteKind::Dense => "dense",
             SiteKind::Depthwise => "depthwise",
+            SiteKind::Recurrent => "recurrent",
         }
         .into(),
         weight: graph.values[s.weight].shape.clone(),
         rank: if s.kind == SiteKind::Depthwise { 0 } else { s.capped_rank(spec.rank.max(1)) },
         parameters: s.parameters(spec.rank.max(1)),
-        chosen: chosen.iter().any(|c| c.node == s.node),
+        chosen: chosen.iter().any(|c| c.key == s.key),
     };
     let shape = |of: &crate::graph::Graph, id: Option<&ValueId>| id.map(|id| of.values[*id].shape.clone());
     let stage = |s: &crate::graph::Stage| StageInfo {
@@ -187,9 +189,11 @@ fn print(i: &Inspection) -> anyhow::Result<()> {
     report::line(&format!("sites ({} of {} chosen):", i.chosen, i.sites.len()))?;
     for s in &i.sites {
         let mark = if s.chosen { '*' } else { ' ' };
+        // Several sites of one node are told apart by their keys.
+        let name = if i.sites.iter().filter(|o| o.node == s.node).count() > 1 { &s.key } else { &s.node };
         report::line(&format!(
-            "  {mark} {:9} {:?} rank {} -> {} values   {}",
-            s.kind, s.weight, s.rank, s.parameters, s.node
+            "  {mark} {:9} {:?} rank {} -> {} values   {name}",
+            s.kind, s.weight, s.rank, s.parameters
         ))?;
     }
     for n in &i.no_gradient {

@@ -226,8 +226,8 @@ impl Chain {
     fn value(&mut self, name: &str, shape: Vec<usize>) -> ValueId {
         let name = self.free(name, |chain, name| !chain.names.contains(name));
         self.names.insert(name.clone());
-        let element = Element::F32;
-        self.graph.values.push(Value { name, shape, element, constant: None, stored: false, source: None });
+        let (element, constant, stored, source, quantised) = (Element::F32, None, false, None, None);
+        self.graph.values.push(Value { name, shape, element, constant, stored, source, quantised });
         self.graph.values.len() - 1
     }
 
@@ -352,9 +352,8 @@ impl Chain {
                     let taken = self.names.contains(&value.name);
                     let name = if taken { format!("{stem}/{}", value.name) } else { value.name.clone() };
                     let at = self.value(&name, value.shape.clone());
-                    let Value { element, constant, stored, .. } = value.clone();
                     let name = self.graph.values[at].name.clone();
-                    self.graph.values[at] = Value { name, element, constant, stored, ..self.graph.values[at].clone() };
+                    self.graph.values[at] = Value { name, source: None, ..value.clone() };
                     at
                 }
             });

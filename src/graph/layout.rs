@@ -13,6 +13,7 @@ impl Site {
             Layout::OutInKernel => ((group * outputs + output) * (self.inputs / self.groups) + input) * taps + tap,
             Layout::InOut => input * self.outputs + output,
             Layout::OutIn => output * self.inputs + input,
+            Layout::Stacked { part } => (part * self.outputs + output) * self.inputs + input,
         }
     }
 
@@ -36,7 +37,7 @@ impl Site {
         self.for_each(|at, from| kernel[at] = file[from]);
     }
 
-    /// The weight in the order of the file.
+    /// The weight in the order of the file; of a stacked tensor, its own part of it.
     pub fn weight_to_file(&self, kernel: &[f32], file: &mut [f32]) {
         self.for_each(|at, to| file[to] = kernel[at]);
     }

@@ -6,6 +6,9 @@
 mod chain;
 mod ending;
 mod layout;
+mod patterns;
+mod quantised;
+mod recurrent;
 mod sites;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,11 +17,18 @@ use std::sync::Arc;
 pub(crate) use chain::fill;
 pub use chain::{Chain, ChainError, Frames, Link, Stage};
 pub use ending::{Ending, EndingKind};
+pub use quantised::{Quantisation, Quantised, Spread};
+pub use recurrent::RecurrentLayer;
 pub use sites::{Choice, Layout, Site, SiteKind, choose};
 
 use crate::ops::binary::BinaryKind;
+use crate::ops::fold::FoldKind;
+use crate::ops::function::FunctionKind;
 use crate::ops::movement::PadMode;
+use crate::ops::norm::NormKind;
+use crate::ops::quantise::{DynamicPart, Half};
 use crate::ops::reduce::ReduceKind;
+use crate::ops::resize::AxisMap;
 use crate::ops::unary::UnaryKind;
 
 /// Index of a value in [`Graph::values`].
@@ -58,6 +68,8 @@ pub struct Value {
     pub stored: bool,
     /// The tensor of the file that it is a copy or a transpose of, where the file has it behind such a node.
     pub source: Option<Source>,
+    /// The integers of the file that it stands for, where the file has a float weight only in that form.
+    pub quantised: Option<Quantised>,
 }
 
 /// Where a folded weight comes from.
@@ -81,6 +93,8 @@ pub enum Element {
     F64,
     /// An integer, held as f32 (exact up to 2²⁴).
     Integer,
+    /// An integer that stands for a real number, as QuantizeLinear gives it: a straight-through gradient passes.
+    Quantised,
     /// A truth value, held as 0 or 1.
     Bool,
 }
@@ -88,7 +102,7 @@ pub enum Element {
 impl Element {
     /// Whether a gradient can pass.
     pub fn is_float(self) -> bool {
-        matches!(self, Element::F32 | Element::F16 | Element::F64)
+        matches!(self, Element::F32 | Element::F16 | Element::F64 | Element::Quantised)
     }
 }
 
@@ -125,6 +139,8 @@ pub struct Node {
 pub enum Op {
     /// Inputs x `[1, c, (h,) w]`, W, and bias if there is one. A 1-D convolution has height 1.
     Conv(Window, usize),
+    /// Inputs x `[1, c, (h,) w]`, W `[c, out / groups, (kh,) kw]`, and bias if there is one; its window and groups.
+    ConvTranspose(Window, usize),
     /// Inputs a, b.
     MatMul,
     /// alpha · op(a) · op(b) + beta · c; inputs a, b, and c if there is one.
@@ -147,10 +163,19 @@ pub enum Op {
         /// Added to the variance.
         epsilon: f32,
     },
+    /// Statistics over these logical axes, of which axis 1 is cut into groups; inputs x, and scale and bias where there
+    /// are, constants that broadcast to x.
+    Norm(NormKind, Vec<usize>, usize),
+    /// Over this many channels of axis 1; alpha, beta and bias.
+    Lrn(usize, [f32; 3]),
+    /// A map along each of these logical axes, and what stands where the output has no place in the input.
+    Resize(Arc<[(usize, AxisMap)]>, f32),
     /// Maximum over a window.
     MaxPool(Window),
     /// Mean over a window; whether padding counts.
     AveragePool(Window, bool),
+    /// (Σ |x|ᵖ)^(1/p) over a window.
+    LpPool(Window, i32),
     /// Over these logical axes, which stay with size 1 or go.
     Reduce(ReduceKind, Vec<usize>),
     /// Same elements in the same order under another shape (Reshape, Flatten, Squeeze, Unsqueeze, Identity, …).
@@ -172,8 +197,51 @@ pub enum Op {
         /// LogSoftmax.
         log: bool,
     },
+    /// RNN, GRU or LSTM.
+    Recurrent(Box<RecurrentLayer>),
+    /// Element by element, with a slope of the input.
+    Function(FunctionKind),
+    /// Inputs condition, x, y: x where the condition is not 0, else y, with broadcasting.
+    Where,
+    /// Repeated until the output's shape is reached, with leading dimensions added (Expand, Tile).
+    Repeat,
+    /// Running sum.
+    CumSum {
+        /// Logical axis.
+        axis: usize,
+        /// Whether a value is left out of its own sum.
+        exclusive: bool,
+        /// Whether it runs from the end.
+        reverse: bool,
+    },
+    /// Over these logical axes, which stay with size 1 or go.
+    Fold(FoldKind, Vec<usize>),
+    /// Inputs data, indices.
+    Gather(Indexing),
+    /// Inputs data, indices, updates.
+    Scatter {
+        /// What the indices name.
+        indexing: Indexing,
+        /// Whether the updates are added; else they replace.
+        add: bool,
+    },
+    /// One half of a quantisation with constant scales.
+    Quantise(Half, Quantisation),
+    /// A part of a quantisation to the range of the data.
+    DynamicQuantise(DynamicPart),
     /// tract's own operator: it runs, and has no gradient.
     Foreign(Arc<dyn Foreign>),
+}
+
+/// What indices name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Indexing {
+    /// Positions along a logical axis (Gather).
+    Axis(usize),
+    /// The position along a logical axis for each output value (GatherElements, ScatterElements).
+    Elements(usize),
+    /// Tuples of positions behind so many batch dimensions (GatherND, ScatterND).
+    Tuples(usize),
 }
 
 /// A sliding window over `[height, width]`.

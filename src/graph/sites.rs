@@ -20,7 +20,8 @@ pub struct Site {
     pub kind: SiteKind,
     /// How the file lays the weight out.
     pub layout: Layout,
-    /// Input features: channels of all groups, or width of the dense input.
+    /// Input features: channels of all groups, or width of the dense input. A transposed convolution counts as the
+    /// convolution from its output to its input, which has the same weight: its output channels are the inputs here.
     pub inputs: usize,
     /// Output features.
     pub outputs: usize,
@@ -36,10 +37,15 @@ pub struct Site {
 pub enum SiteKind {
     /// Convolution, also grouped: a low-rank pair, A with the kernel, B 1 x 1.
     Conv,
+    /// Transposed convolution: a low-rank pair, `A [r, out / groups, kernel]` and `B [in, r / groups, 1 x 1]`, so that
+    /// B·A has the weight's own form `[in, out / groups, kernel]`. PEFT (0.21) has no such layer.
+    ConvTranspose,
     /// MatMul or Gemm: a low-rank pair.
     Dense,
     /// Depthwise convolution: a scale and a shift a channel.
     Depthwise,
+    /// Input or recurrent weight of one direction of an RNN, GRU or LSTM: a low-rank pair over all gates.
+    Recurrent,
 }
 
 /// Order of a weight's dimensions in the file.
@@ -51,6 +57,11 @@ pub enum Layout {
     InOut,
     /// `[out, in]`: Gemm with `transB`, MatMul with the weight on the left.
     OutIn,
+    /// One `[out, in]` of `[parts, out, in]`: a direction of a recurrent layer.
+    Stacked {
+        /// Which.
+        part: usize,
+    },
 }
 
 impl Site {
@@ -103,7 +114,7 @@ impl Site {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Choice {
-    /// Every convolution that is not depthwise and every dense layer.
+    /// Every convolution that is not depthwise, every dense layer and every weight of a recurrent one.
     #[default]
     Auto,
     /// Every site, depthwise too.
@@ -143,13 +154,16 @@ impl Graph {
         let mut sites: Vec<Site> = Vec::new();
         for (id, node) in self.nodes.iter().enumerate() {
             let own = needed[id] && !self.copies.contains_key(&id) && !self.frozen.contains(&id);
-            let layer = self.layer(id).filter(|site| own && self.values[site.weight].stored);
-            if let Some(mut site) = layer {
+            let layer = self.layer(id).into_iter().chain(self.recurrent_sites(id));
+            for mut site in layer.filter(|site| own && self.values[site.weight].is_in_file()) {
                 let initializer = &self.values[site.weight];
-                site.key = match initializer.name.strip_suffix(".weight") {
-                    Some(module) if initializer.stored && !module.is_empty() => module.to_owned(),
-                    _ => node.name.clone(),
-                };
+                let name = initializer.quantised.as_ref().map_or(initializer.name.as_str(), |q| q.float_name());
+                if site.key.is_empty() {
+                    site.key = match name.strip_suffix(".weight") {
+                        Some(module) if !module.is_empty() => module.to_owned(),
+                        _ => node.name.clone(),
+                    };
+                }
                 let taken = |key: &str| sites.iter().any(|s| s.key == key);
                 if taken(&site.key) {
                     let free = (2..).map(|i| format!("{}#{i}", site.key)).find(|k| !taken(k));
@@ -200,7 +214,7 @@ impl Graph {
             groups: 1,
         };
         let (weight, transposed, out_in) = match &node.op {
-            Op::Conv(window, groups) if activation(0) => {
+            Op::Conv(window, groups) | Op::ConvTranspose(window, groups) if activation(0) => {
                 let (weight, _) = weight_at(1)?;
                 site.layout = Layout::OutInKernel;
                 site.kernel = window.kernel;
@@ -208,7 +222,11 @@ impl Graph {
                 let shape = &self.values[weight].shape;
                 (site.inputs, site.outputs) = (shape[1] * groups, shape[0]);
                 let depthwise = *groups > 1 && shape[1] == 1;
-                site.kind = if depthwise { SiteKind::Depthwise } else { SiteKind::Conv };
+                site.kind = match node.op {
+                    Op::ConvTranspose(..) => SiteKind::ConvTranspose,
+                    _ if depthwise => SiteKind::Depthwise,
+                    _ => SiteKind::Conv,
+                };
                 (weight, false, false)
             }
             Op::Gemm { trans_b, .. } if activation(0) => weight_at(1).map(|(w, t)| (w, t, *trans_b))?,
@@ -223,9 +241,9 @@ impl Graph {
             (site.inputs, site.outputs) =
                 if site.layout == Layout::OutIn { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
         }
-        let stored = |b: &ValueId| self.values[*b].stored;
+        let stored = |b: &ValueId| self.values[*b].is_in_file();
         site.bias = match &node.op {
-            Op::Conv(..) => node.inputs.get(2).copied().filter(stored),
+            Op::Conv(..) | Op::ConvTranspose(..) => node.inputs.get(2).copied().filter(stored),
             Op::Gemm { beta, .. } => {
                 let fits = |b: &ValueId| *beta == 1.0 && self.values[*b].len() == site.outputs;
                 node.inputs.get(2).copied().filter(stored).filter(fits)

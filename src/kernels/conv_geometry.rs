@@ -105,10 +105,57 @@ impl ConvGeometry {
         o * self.stride[axis] + tap * self.dilation[axis] - self.pads_begin[axis]
     }
 
+    /// Whether the taps of a kernel row read values that stand side by side.
+    pub fn taps_stand_together(&self) -> bool {
+        self.groups == 1 && (self.dilation[1] == 1 || self.kernel[1] == 1)
+    }
+
+    /// Rows and columns that `rows` rows of output read, padding included.
+    pub fn window(&self, rows: usize) -> [usize; 2] {
+        let reach =
+            |axis: usize, n: usize| (n - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1;
+        [reach(0, rows), reach(1, self.output[1])]
+    }
+
+    /// Writes what output rows from `row` on read to `plane [window, input_channels]`, padding as zero.
+    pub fn pad_window(&self, x: &[f32], row: usize, window: [usize; 2], plane: &mut [f32]) {
+        let (channels, width) = (self.input_channels, self.input[1]);
+        let left = self.pads_begin[1].min(window[1]);
+        let inside = width.min(window[1] - left);
+        for (index, line) in plane.chunks_exact_mut((window[1] * channels).max(1)).take(window[0]).enumerate() {
+            match (row * self.stride[0] + index).checked_sub(self.pads_begin[0]).filter(|y| *y < self.input[0]) {
+                Some(y) => {
+                    let (before, rest) = line.split_at_mut(left * channels);
+                    let (middle, after) = rest.split_at_mut(inside * channels);
+                    before.fill(0.0);
+                    middle.copy_from_slice(&x[y * width * channels..][..inside * channels]);
+                    after.fill(0.0);
+                }
+                None => line.fill(0.0),
+            }
+        }
+    }
+
+    /// The convolution that turns dz into dx: taps in reverse order, padded so that each input position is covered. Only
+    /// with stride 1 and no more padding than the kernel reaches.
+    pub fn mirrored(&self) -> Option<Self> {
+        let reach = |axis: usize| (self.kernel[axis] - 1) * self.dilation[axis];
+        let fits = |axis: usize| self.stride[axis] == 1 && self.pads_begin[axis] <= reach(axis);
+        (fits(0) && fits(1)).then(|| Self {
+            input: self.output,
+            input_channels: self.output_channels,
+            output: self.input,
+            output_channels: self.input_channels,
+            pads_begin: [reach(0) - self.pads_begin[0], reach(1) - self.pads_begin[1]],
+            ..self.clone()
+        })
+    }
+
     /// Writes the patches of output positions `range` for `group` to `col [range, patch]`, taps outside as zero.
     pub fn patches(&self, x: &[f32], group: usize, range: Range<usize>, col: &mut [f32]) {
         let (width, channels, inputs) = (self.input[1], self.input_channels, self.group_inputs());
         let patch = self.patch();
+        let together = self.taps_stand_together();
         for (index, o) in range.enumerate() {
             let (oy, ox) = (o / self.output[1], o % self.output[1]);
             let row = &mut col[index * patch..][..patch];
@@ -118,6 +165,13 @@ impl ConvGeometry {
             }
             for ky in rows {
                 let line = self.position(0, oy, ky) * width;
+                if together && !columns.is_empty() {
+                    let from = (line + self.position(1, ox, columns.start)) * channels;
+                    let to = (ky * self.kernel[1] + columns.start) * inputs;
+                    let len = columns.len() * inputs;
+                    row[to..to + len].copy_from_slice(&x[from..from + len]);
+                    continue;
+                }
                 for kx in columns.clone() {
                     let from = (line + self.position(1, ox, kx)) * channels + group * inputs;
                     let to = (ky * self.kernel[1] + kx) * inputs;
@@ -131,12 +185,21 @@ impl ConvGeometry {
     pub fn add_patches(&self, col: &[f32], group: usize, range: Range<usize>, dx: &mut [f32]) {
         let (width, channels, inputs) = (self.input[1], self.input_channels, self.group_inputs());
         let patch = self.patch();
+        let together = self.taps_stand_together();
         for (index, o) in range.enumerate() {
             let (oy, ox) = (o / self.output[1], o % self.output[1]);
             let row = &col[index * patch..][..patch];
+            let columns = self.taps(1, ox);
             for ky in self.taps(0, oy) {
                 let line = self.position(0, oy, ky) * width;
-                for kx in self.taps(1, ox) {
+                if together && !columns.is_empty() {
+                    let to = (line + self.position(1, ox, columns.start)) * channels;
+                    let from = (ky * self.kernel[1] + columns.start) * inputs;
+                    let len = columns.len() * inputs;
+                    dx[to..to + len].iter_mut().zip(&row[from..from + len]).for_each(|(dx, d)| *dx += d);
+                    continue;
+                }
+                for kx in columns.clone() {
                     let to = (line + self.position(1, ox, kx)) * channels + group * inputs;
                     let from = (ky * self.kernel[1] + kx) * inputs;
                     for (dx, d) in dx[to..to + inputs].iter_mut().zip(&row[from..from + inputs]) {

@@ -1,7 +1,12 @@
 //! Depthwise convolution of one plane, channels last: each channel with its own taps.
 //!
-//! A vector of channels is the unit: the output vector stays in a register while the taps that fall inside the plane
-//! are added in the order of the kernel.
+//! A vector of channels is the unit. The outputs of a row that read the same taps (all but those at the border) form a
+//! [`Run`]; a tile of a run stays in registers while the taps are added in the order of the kernel. The input gradient is
+//! the same loop with the roles of the planes exchanged: input positions of one phase of the stride form the runs.
+//! Each output is one chain of multiply-adds in the order of the kernel, whatever tile it falls in.
+//!
+//! Tiles of one size are walked through all rows in one dispatch: with more than one size of tile in a dispatch LLVM stops
+//! inlining the SIMD loads, which made it several times slower.
 
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
@@ -15,7 +20,7 @@ use super::conv_geometry::ConvGeometry;
 /// # Panics
 /// If a slice is shorter than the geometry says.
 pub fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
-    Forward { g, x, w, bias, y }.dispatch();
+    Depthwise { g, from: x, w, bias, back: false }.run(y);
 }
 
 /// dx += conv_transposed(dy): the input gradient, shapes as in [`forward`].
@@ -23,103 +28,275 @@ pub fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f3
 /// # Panics
 /// If a slice is shorter than the geometry says.
 pub fn input_gradient(g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
-    InputGradient { g, dy, w, dx }.dispatch();
+    Depthwise { g, from: dy, w, bias: &[], back: true }.run(dx);
 }
 
-struct Forward<'a> {
+/// Written positions `first, first + phases, …` (`count` of them) that read the same taps.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    first: usize,
+    count: usize,
+    taps: Taps,
+}
+
+/// Taps `tap, tap + tap_step, …` (`count` of them), and the read position of each: `at, at + at_step, …`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Taps {
+    tap: usize,
+    tap_step: usize,
+    count: usize,
+    at: usize,
+    at_step: isize,
+}
+
+impl Taps {
+    /// Tap `i` and the position that it reads.
+    #[inline(always)]
+    fn nth(self, i: usize) -> (usize, usize) {
+        (self.tap + i * self.tap_step, self.at.wrapping_add_signed(i as isize * self.at_step))
+    }
+
+    /// Whether these are the taps of a position whose neighbour `step` before it has `before`.
+    fn follow(self, before: Self, step: usize) -> bool {
+        self == Self { at: before.at + step, ..before } || (self.count == 0 && before.count == 0)
+    }
+}
+
+struct Depthwise<'a> {
     g: &'a ConvGeometry,
-    x: &'a [f32],
+    /// Read: x, or dy on the way back.
+    from: &'a [f32],
     w: &'a [f32],
     bias: &'a [f32],
-    y: &'a mut [f32],
+    /// Adds to what it writes: dx.
+    back: bool,
 }
 
-impl SimdOp for Forward<'_> {
+impl Depthwise<'_> {
+    /// Writes y, or adds to dx on the way back.
+    fn run(self, to: &mut [f32]) {
+        let mut next = 0;
+        while let Some(run) = self.run_from(&mut next) {
+            let mut done = 0;
+            while done < run.count {
+                // Positions times vectors of channels: at most 12 accumulators, of the 16 registers of AVX2.
+                done += match run.count - done {
+                    6.. => self.tiles::<6, 2>(run, done, to),
+                    4.. => self.tiles::<4, 2>(run, done, to),
+                    3 => self.tiles::<3, 4>(run, done, to),
+                    2 => self.tiles::<2, 4>(run, done, to),
+                    _ => self.tiles::<1, 8>(run, done, to),
+                };
+            }
+        }
+    }
+
+    /// As many tiles of `T` positions as the run has from its position `done` on, in every row, `NV` vectors of channels at
+    /// a time.
+    fn tiles<const T: usize, const NV: usize>(&self, run: Run, done: usize, to: &mut [f32]) -> usize {
+        let end = run.count - (run.count - done) % T;
+        Tiles::<T, NV> { of: self, run, done, end, to }.dispatch();
+        end - done
+    }
+
+    /// The written plane, or the read one.
+    #[inline(always)]
+    fn plane(&self, written: bool) -> [usize; 2] {
+        if written != self.back { self.g.output } else { self.g.input }
+    }
+
+    /// Written positions that are one apart in the pattern of taps.
+    #[inline(always)]
+    fn phases(&self, axis: usize) -> usize {
+        if self.back { self.g.stride[axis] } else { 1 }
+    }
+
+    /// Read positions between two written ones.
+    #[inline(always)]
+    fn step(&self, axis: usize) -> usize {
+        if self.back { 1 } else { self.g.stride[axis] }
+    }
+
+    /// The taps of written position `o`.
+    #[inline(always)]
+    fn taps(&self, axis: usize, o: usize) -> Taps {
+        let g = self.g;
+        let (kernel, stride, dilation, pad) = (g.kernel[axis], g.stride[axis], g.dilation[axis], g.pads_begin[axis]);
+        if !self.back {
+            let range = g.taps(axis, o);
+            let at = if range.is_empty() { 0 } else { g.position(axis, o, range.start) };
+            return Taps { tap: range.start, tap_step: 1, count: range.len(), at, at_step: dilation as isize };
+        }
+        // Output position q reads o by tap t where q·stride = o + pad − t·dilation.
+        let read = |t: usize| {
+            let at = (o + pad).checked_sub(t * dilation)?;
+            (at.is_multiple_of(stride) && at / stride < g.output[axis]).then_some(at / stride)
+        };
+        let mut taps = Taps::default();
+        for (t, at) in (0..kernel).filter_map(|t| Some((t, read(t)?))) {
+            match taps.count {
+                0 => (taps.tap, taps.at) = (t, at),
+                1 => (taps.tap_step, taps.at_step) = (t - taps.tap, at as isize - taps.at as isize),
+                _ => {}
+            }
+            taps.count += 1;
+        }
+        taps
+    }
+
+    /// The run that starts at the lowest position from `next` on that none covers yet; phases come one after the other,
+    /// `next` counting through all of them.
+    #[inline(always)]
+    fn run_from(&self, next: &mut usize) -> Option<Run> {
+        let width = self.plane(true)[1];
+        let phases = self.phases(1);
+        let each = width.div_ceil(phases);
+        let place = |n: usize| (n / each, n % each);
+        loop {
+            let (phase, index) = place(*next);
+            if phase >= phases {
+                return None;
+            }
+            let first = phase + index * phases;
+            if first >= width {
+                *next = (phase + 1) * each;
+                continue;
+            }
+            let taps = self.taps(1, first);
+            let mut run = Run { first, count: 1, taps };
+            let mut last = taps;
+            while first + run.count * phases < width {
+                let now = self.taps(1, first + run.count * phases);
+                if !now.follow(last, self.step(1)) {
+                    break;
+                }
+                last = now;
+                run.count += 1;
+            }
+            *next += run.count;
+            return Some(run);
+        }
+    }
+}
+
+/// Taps of a tile: where its weights stand, and what its first position reads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tap {
+    w: usize,
+    from: usize,
+}
+
+/// Taps that are added in one go; a larger kernel takes several.
+const TAPS: usize = 32;
+
+struct Tiles<'a, 'b, const T: usize, const NV: usize> {
+    of: &'a Depthwise<'b>,
+    run: Run,
+    done: usize,
+    end: usize,
+    to: &'a mut [f32],
+}
+
+impl<const T: usize, const NV: usize> SimdOp for Tiles<'_, '_, T, NV> {
     type Output = ();
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let ops = isa.f32();
-        let lanes = ops.len();
-        let g = self.g;
+        let Depthwise { g, from, w, bias, back } = *self.of;
+        let lanes = isa.f32().len();
         let channels = g.input_channels;
-        for oy in 0..g.output[0] {
-            let rows = g.taps(0, oy);
-            for ox in 0..g.output[1] {
-                let columns = g.taps(1, ox);
-                let y = &mut self.y[(oy * g.output[1] + ox) * channels..][..channels];
-                let mut c = 0;
-                while c < channels {
-                    let width = lanes.min(channels - c);
-                    let full = width == lanes;
-                    let mut acc =
-                        if self.bias.is_empty() { ops.zero() } else { ops.load_pad(&self.bias[c..c + width]).0 };
-                    for ky in rows.clone() {
-                        let iy = g.position(0, oy, ky);
-                        for kx in columns.clone() {
-                            let ix = g.position(1, ox, kx);
-                            let x = &self.x[(iy * g.input[1] + ix) * channels + c..][..width];
-                            let w = &self.w[(ky * g.kernel[1] + kx) * channels + c..][..width];
-                            let (x, w) =
-                                if full { (ops.load(x), ops.load(w)) } else { (ops.load_pad(x).0, ops.load_pad(w).0) };
-                            acc = ops.mul_add(x, w, acc);
-                        }
-                    }
-                    if full {
-                        ops.store(acc, &mut y[c..]);
-                    } else {
-                        y[c..].copy_from_slice(&acc.to_array().as_ref()[..width]);
-                    }
-                    c += width;
+        let (written, read) = (self.of.plane(true), self.of.plane(false));
+        let (to_step, from_step) = (self.of.phases(1) * channels, self.of.step(1) * channels);
+        let mut taps = [Tap::default(); TAPS];
+        for row in 0..written[0] {
+            let rows = self.of.taps(0, row);
+            let first = (row * written[1] + self.run.first) * channels;
+            let count = rows.count * self.run.taps.count;
+            let (mut start, mut at) = (0, [0, 0]);
+            // Once at least: without a tap the bias still stands.
+            while start == 0 || start < count {
+                let end = count.min(start + TAPS);
+                for tap in &mut taps[..end - start] {
+                    let ((ky, iy), (kx, ix)) = (rows.nth(at[0]), self.run.taps.nth(at[1]));
+                    let from = (iy * read[1] + ix) * channels;
+                    *tap = Tap { w: (ky * g.kernel[1] + kx) * channels, from };
+                    at = if at[1] + 1 < self.run.taps.count { [at[0], at[1] + 1] } else { [at[0] + 1, 0] };
                 }
+                let taps = &taps[..end - start];
+                let bias = if back || start > 0 { None } else { Some(bias) };
+                let mut done = self.done;
+                while done < self.end {
+                    let to = &mut self.to[first + done * to_step..];
+                    let from = &from[done * from_step..];
+                    let mut c = 0;
+                    while channels - c >= NV * lanes {
+                        tile::<I, T, NV, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step);
+                        c += NV * lanes;
+                    }
+                    while NV > 1 && channels - c >= lanes {
+                        tile::<I, T, 1, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step);
+                        c += lanes;
+                    }
+                    if c < channels {
+                        tile::<I, T, 1, true>(isa, c, channels, taps, bias, w, from, from_step, to, to_step);
+                    }
+                    done += T;
+                }
+                start = end.max(1);
             }
         }
     }
 }
 
-struct InputGradient<'a> {
-    g: &'a ConvGeometry,
-    dy: &'a [f32],
-    w: &'a [f32],
-    dx: &'a mut [f32],
-}
-
-impl SimdOp for InputGradient<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
-        let ops = isa.f32();
-        let lanes = ops.len();
-        let g = self.g;
-        let channels = g.input_channels;
-        for oy in 0..g.output[0] {
-            let rows = g.taps(0, oy);
-            for ox in 0..g.output[1] {
-                let columns = g.taps(1, ox);
-                let dy = &self.dy[(oy * g.output[1] + ox) * channels..][..channels];
-                let mut c = 0;
-                while c < channels {
-                    let width = lanes.min(channels - c);
-                    let full = width == lanes;
-                    let d = ops.load_pad(&dy[c..c + width]).0;
-                    for ky in rows.clone() {
-                        let iy = g.position(0, oy, ky);
-                        for kx in columns.clone() {
-                            let ix = g.position(1, ox, kx);
-                            let dx = &mut self.dx[(iy * g.input[1] + ix) * channels + c..][..width];
-                            let w = &self.w[(ky * g.kernel[1] + kx) * channels + c..][..width];
-                            if full {
-                                let sum = ops.mul_add(d, ops.load(w), ops.load(dx));
-                                ops.store(sum, dx);
-                            } else {
-                                let sum = ops.mul_add(d, ops.load_pad(w).0, ops.load_pad(dx).0);
-                                dx.copy_from_slice(&sum.to_array().as_ref()[..width]);
-                            }
-                        }
-                    }
-                    c += width;
-                }
+/// `T` positions for `NV` vectors of channels from `c` on; `bias` none: adds to what is there.
+#[inline(always)]
+fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
+    isa: I,
+    c: usize,
+    channels: usize,
+    taps: &[Tap],
+    bias: Option<&[f32]>,
+    w: &[f32],
+    from: &[f32],
+    from_step: usize,
+    to: &mut [f32],
+    to_step: usize,
+) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let width = if TAIL { channels - c } else { NV * lanes };
+    let to = &mut to[c..][..(T - 1) * to_step + width];
+    let span = (T - 1) * from_step + width;
+    let mut acc = [[ops.zero(); NV]; T];
+    for t in 0..T {
+        let start = match bias {
+            None => &to[t * to_step..][..width],
+            Some([]) => continue,
+            Some(bias) => &bias[c..][..width],
+        };
+        for v in 0..NV {
+            acc[t][v] = if TAIL { ops.load_pad(start).0 } else { ops.load(&start[v * lanes..]) };
+        }
+    }
+    for tap in taps {
+        let w = &w[tap.w + c..][..width];
+        let from = &from[tap.from + c..][..span];
+        for v in 0..NV {
+            let w = if TAIL { ops.load_pad(w).0 } else { ops.load(&w[v * lanes..]) };
+            for t in 0..T {
+                let x = &from[t * from_step..][..width];
+                let x = if TAIL { ops.load_pad(x).0 } else { ops.load(&x[v * lanes..]) };
+                acc[t][v] = ops.mul_add(x, w, acc[t][v]);
+            }
+        }
+    }
+    for t in 0..T {
+        let to = &mut to[t * to_step..][..width];
+        for v in 0..NV {
+            if TAIL {
+                to.copy_from_slice(&acc[t][v].to_array().as_ref()[..width]);
+            } else {
+                ops.store(acc[t][v], &mut to[v * lanes..]);
             }
         }
     }

@@ -5,7 +5,16 @@
 //! multiplication", 2008, without the packing: our B panels are weights of some kilobytes that stay in L1 and L2).
 //! Each element of C is one chain of multiply-adds in the order of `k`: its value depends neither on the tile in
 //! which it falls nor on the number of threads.
+//!
+//! Rows of A and steps of `k` may stand in two levels ([`Walk`]): a convolution reads its patches from the padded plane
+//! where they stand, without writing them out ("implicit GEMM", Chetlur et al., "cuDNN: efficient primitives for deep
+//! learning", arXiv 1410.0759).
+//!
+//! One dispatch a size of tile: with many sizes in one, LLVM stops inlining the SIMD loads.
 
+use std::ops::Range;
+
+use rten_simd::isa::GenericIsa;
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
@@ -18,6 +27,40 @@ pub enum Start<'a> {
     Add,
     /// C = bias + A·B, `bias` of length n, the same for each row.
     Bias(&'a [f32]),
+}
+
+/// Index i stands at `i % inner * step + i / inner * jump`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// Indices of the inner level.
+    pub inner: usize,
+    /// Between two of them.
+    pub step: usize,
+    /// Between two of the outer level.
+    pub jump: usize,
+}
+
+impl Walk {
+    /// One level.
+    pub fn even(step: usize) -> Self {
+        Self { inner: usize::MAX, step, jump: 0 }
+    }
+
+    #[inline(always)]
+    fn at(self, i: usize) -> usize {
+        if i < self.inner { i * self.step } else { i % self.inner * self.step + i / self.inner * self.jump }
+    }
+}
+
+/// Where a matrix stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    /// Its values; element (i, j) is the sum of the two walks.
+    pub values: &'a [f32],
+    /// Of the row.
+    pub rows: Walk,
+    /// Of the column.
+    pub columns: Walk,
 }
 
 /// C += A·B for `A [m, k]`, `B [k, n]`, `C [m, n]`.
@@ -59,114 +102,262 @@ pub fn gemm_from(
     c: &mut [f32],
     c_row: usize,
 ) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    let op = Gemm { start, m, n, k, a, a_row, a_col, b, b_row, c, c_row };
-    op.dispatch();
+    let a = Matrix { values: a, rows: Walk::even(a_row), columns: Walk::even(a_col) };
+    gemm_walk(start, m, n, k, a, b, Walk::even(b_row), c, c_row);
 }
 
-struct Gemm<'a> {
-    start: Start<'a>,
+/// [`gemm_from`] with rows and steps of k in two levels; where both A's columns and B's rows have two, their inner levels
+/// are the same.
+///
+/// # Panics
+/// If a slice is too short for its sizes, or the inner levels differ.
+pub fn gemm_walk(
+    start: Start,
     m: usize,
     n: usize,
     k: usize,
-    a: &'a [f32],
-    a_row: usize,
-    a_col: usize,
-    b: &'a [f32],
-    b_row: usize,
-    c: &'a mut [f32],
+    a: Matrix,
+    b: &[f32],
+    b_rows: Walk,
+    c: &mut [f32],
     c_row: usize,
+) {
+    product(start, m, n, k, a, b, b_rows, c, c_row, false);
 }
 
-impl SimdOp for Gemm<'_> {
+/// [`gemm_walk`]; `generic` takes the token without SIMD, for the tests.
+fn product(
+    start: Start,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Matrix,
+    b: &[f32],
+    b_rows: Walk,
+    c: &mut [f32],
+    c_row: usize,
+    generic: bool,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let one_level = |walk: Walk| walk.inner >= k;
+    let inner = a.columns.inner.min(b_rows.inner).min(k).max(1);
+    let fits = |walk: Walk| one_level(walk) || walk.inner == inner;
+    assert!(fits(a.columns) && fits(b_rows) && k.is_multiple_of(inner), "the levels of k differ");
+    // A walk of one level takes the levels of the other.
+    let jump = |walk: Walk| if one_level(walk) { walk.step * inner } else { walk.jump };
+    let size = Sizes {
+        start,
+        n,
+        outer: k / inner,
+        inner,
+        a: a.values,
+        a_rows: a.rows,
+        a_col: a.columns.step,
+        a_jump: jump(a.columns),
+        b,
+        b_row: b_rows.step,
+        b_jump: jump(b_rows),
+        c_row,
+        generic,
+    };
+    let lanes = on(generic, Lanes);
+    // Rows of a tile times vectors: 12 accumulators of the 16 registers of AVX2, up to 24 of 32 elsewhere.
+    let wide = if lanes == 8 { 2 } else { 4 };
+    let main = m - m % ROWS;
+    cover(&size, c, 0..main, ROWS, wide, lanes);
+    let widest = match m - main {
+        1 if lanes == 8 => 8,
+        1..=3 => 4,
+        _ => wide,
+    };
+    cover(&size, c, main..m, m - main, widest, lanes);
+}
+
+/// Rows of a tile.
+const ROWS: usize = 6;
+
+/// All columns of `rows`, in tiles of `mr` rows: the widest first.
+fn cover(size: &Sizes, c: &mut [f32], rows: Range<usize>, mr: usize, widest: usize, lanes: usize) {
+    if rows.is_empty() {
+        return;
+    }
+    let (mut j, mut nv) = (0, widest);
+    while nv > 0 {
+        let end = j + (size.n - j) / (nv * lanes) * (nv * lanes);
+        block(size, c, rows.clone(), j..end, mr, nv);
+        j = end;
+        nv /= 2;
+    }
+    block(size, c, rows, j..size.n, mr, 0);
+}
+
+/// Tiles of `mr` rows and `nv` vectors (0: less than one) over `rows` and `columns`. One vector alone takes 8 rows: as many
+/// chains of multiply-adds as hide their latency, and not more rows of A than there are registers for their places.
+fn block(size: &Sizes, c: &mut [f32], rows: Range<usize>, columns: Range<usize>, mr: usize, nv: usize) {
+    if columns.is_empty() || rows.is_empty() {
+        return;
+    }
+    let (mut rows, mut mr) = (rows, mr);
+    if nv < 2 && mr == ROWS {
+        let end = rows.start + rows.len() / 8 * 8;
+        match nv {
+            0 => run::<8, 1, true>(size, c, rows.start..end, columns.clone()),
+            _ => run::<8, 1, false>(size, c, rows.start..end, columns.clone()),
+        }
+        rows.start = end;
+        mr = rows.len();
+        if mr == 0 {
+            return;
+        }
+    }
+    match (mr, nv) {
+        (6, 4) => run::<6, 4, false>(size, c, rows, columns),
+        (5, 4) => run::<5, 4, false>(size, c, rows, columns),
+        (4, 4) => run::<4, 4, false>(size, c, rows, columns),
+        (3, 4) => run::<3, 4, false>(size, c, rows, columns),
+        (2, 4) => run::<2, 4, false>(size, c, rows, columns),
+        (1, 8) => run::<1, 8, false>(size, c, rows, columns),
+        (1, 4) => run::<1, 4, false>(size, c, rows, columns),
+        (6, 2) => run::<6, 2, false>(size, c, rows, columns),
+        (5, 2) => run::<5, 2, false>(size, c, rows, columns),
+        (4, 2) => run::<4, 2, false>(size, c, rows, columns),
+        (3, 2) => run::<3, 2, false>(size, c, rows, columns),
+        (2, 2) => run::<2, 2, false>(size, c, rows, columns),
+        (1, 2) => run::<1, 2, false>(size, c, rows, columns),
+        (6, 1) => run::<6, 1, false>(size, c, rows, columns),
+        (5, 1) => run::<5, 1, false>(size, c, rows, columns),
+        (4, 1) => run::<4, 1, false>(size, c, rows, columns),
+        (3, 1) => run::<3, 1, false>(size, c, rows, columns),
+        (2, 1) => run::<2, 1, false>(size, c, rows, columns),
+        (1, 1) => run::<1, 1, false>(size, c, rows, columns),
+        (6, _) => run::<6, 1, true>(size, c, rows, columns),
+        (5, _) => run::<5, 1, true>(size, c, rows, columns),
+        (4, _) => run::<4, 1, true>(size, c, rows, columns),
+        (3, _) => run::<3, 1, true>(size, c, rows, columns),
+        (2, _) => run::<2, 1, true>(size, c, rows, columns),
+        _ => run::<1, 1, true>(size, c, rows, columns),
+    }
+}
+
+fn run<const MR: usize, const NV: usize, const TAIL: bool>(
+    size: &Sizes,
+    c: &mut [f32],
+    rows: Range<usize>,
+    columns: Range<usize>,
+) {
+    on(size.generic, Tiles::<MR, NV, TAIL> { size, c, rows, columns });
+}
+
+fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
+    if generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
+}
+
+/// Lanes of the instruction set that a dispatch takes.
+struct Lanes;
+
+impl SimdOp for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) -> usize {
+        isa.f32().len()
+    }
+}
+
+/// A product without its C.
+#[derive(Clone, Copy)]
+struct Sizes<'a> {
+    start: Start<'a>,
+    n: usize,
+    /// k in two levels.
+    outer: usize,
+    inner: usize,
+    a: &'a [f32],
+    a_rows: Walk,
+    a_col: usize,
+    a_jump: usize,
+    b: &'a [f32],
+    b_row: usize,
+    b_jump: usize,
+    c_row: usize,
+    generic: bool,
+}
+
+struct Tiles<'a, const MR: usize, const NV: usize, const TAIL: bool> {
+    size: &'a Sizes<'a>,
+    c: &'a mut [f32],
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<const MR: usize, const NV: usize, const TAIL: bool> SimdOp for Tiles<'_, MR, NV, TAIL> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<I: Isa>(mut self, isa: I) {
-        // Register budget: 32 vectors of 16 lanes (AVX-512), 16 of 8 (AVX2), 32 of 4 (NEON).
-        match isa.f32().len() {
-            16 => self.panels::<I, 6, 4>(isa),
-            8 => self.panels::<I, 6, 2>(isa),
-            _ => self.panels::<I, 5, 4>(isa),
+    fn eval<I: Isa>(self, isa: I) {
+        let width = if TAIL { self.columns.len() } else { NV * isa.f32().len() };
+        let mut j = self.columns.start;
+        while j < self.columns.end {
+            let mut i = self.rows.start;
+            while i < self.rows.end {
+                tile::<I, MR, NV, TAIL>(isa, self.size, self.c, i, j, width);
+                i += MR;
+            }
+            j += width;
         }
     }
 }
 
-impl Gemm<'_> {
-    #[inline(always)]
-    fn panels<I: Isa, const MR: usize, const NV: usize>(&mut self, isa: I) {
-        let lanes = isa.f32().len();
-        let mut j = 0;
-        while self.n - j >= NV * lanes {
-            self.rows::<I, MR, NV, false>(isa, j);
-            j += NV * lanes;
-        }
-        if NV > 2 && self.n - j >= 2 * lanes {
-            self.rows::<I, MR, 2, false>(isa, j);
-            j += 2 * lanes;
-        }
-        while self.n - j >= lanes {
-            self.rows::<I, MR, 1, false>(isa, j);
-            j += lanes;
-        }
-        if j < self.n {
-            self.rows::<I, MR, 1, true>(isa, j);
-        }
-    }
-
-    #[inline(always)]
-    fn rows<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(&mut self, isa: I, j: usize) {
-        let mut i = 0;
-        while self.m - i >= MR {
-            self.tile::<I, MR, NV, TAIL>(isa, i, j);
-            i += MR;
-        }
-        if self.m - i >= 3 {
-            self.tile::<I, 3, NV, TAIL>(isa, i, j);
-            i += 3;
-        }
-        while i < self.m {
-            self.tile::<I, 1, NV, TAIL>(isa, i, j);
-            i += 1;
-        }
-    }
-
-    #[inline(always)]
-    fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(&mut self, isa: I, i: usize, j: usize) {
-        let ops = isa.f32();
-        let lanes = ops.len();
-        let width = if TAIL { self.n - j } else { NV * lanes };
-        let mut acc = [[ops.zero(); NV]; MR];
-        match self.start {
-            Start::Zero => {}
-            Start::Add => {
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let row = &self.c[(i + r) * self.c_row + j..][..width];
-                    for (v, acc) in acc.iter_mut().enumerate() {
-                        *acc = if TAIL { ops.load_pad(row).0 } else { ops.load(&row[v * lanes..]) };
-                    }
-                }
-            }
-            Start::Bias(bias) => {
-                let row = &bias[j..][..width];
-                for v in 0..NV {
-                    let start = if TAIL { ops.load_pad(row).0 } else { ops.load(&row[v * lanes..]) };
-                    for acc in acc.iter_mut() {
-                        acc[v] = start;
-                    }
+#[inline(always)]
+fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(
+    isa: I,
+    size: &Sizes,
+    c: &mut [f32],
+    i: usize,
+    j: usize,
+    width: usize,
+) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let Sizes { start, outer, inner, a, a_rows, a_col, a_jump, b, b_row, b_jump, c_row, .. } = *size;
+    let mut acc = [[ops.zero(); NV]; MR];
+    match start {
+        Start::Zero => {}
+        Start::Add => {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let row = &c[(i + r) * c_row + j..][..width];
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = if TAIL { ops.load_pad(row).0 } else { ops.load(&row[v * lanes..]) };
                 }
             }
         }
-        let k = self.k;
-        if k > 0 && self.a_col == 1 {
-            let mut rows = [&self.a[..0]; MR];
+        Start::Bias(bias) => {
+            let row = &bias[j..][..width];
+            for v in 0..NV {
+                let start = if TAIL { ops.load_pad(row).0 } else { ops.load(&row[v * lanes..]) };
+                for acc in acc.iter_mut() {
+                    acc[v] = start;
+                }
+            }
+        }
+    }
+    let mut bases = [0; MR];
+    for (r, base) in bases.iter_mut().enumerate() {
+        *base = a_rows.at(i + r);
+    }
+    // Rows of A side by side: the values of one step are read as one slice.
+    let side_by_side = a_col != 1 && (1..MR).all(|r| bases[r] == bases[0] + r);
+    for s in 0..outer {
+        let b = &b[s * b_jump + j..];
+        if a_col == 1 {
+            let mut rows = [&a[..0]; MR];
             for (r, row) in rows.iter_mut().enumerate() {
-                *row = &self.a[(i + r) * self.a_row..][..k];
+                *row = &a[bases[r] + s * a_jump..][..inner];
             }
-            for p in 0..k {
-                let b = &self.b[p * self.b_row + j..][..width];
+            for p in 0..inner {
+                let b = &b[p * b_row..][..width];
                 let mut bv = [ops.zero(); NV];
                 for (v, bv) in bv.iter_mut().enumerate() {
                     *bv = if TAIL { ops.load_pad(b).0 } else { ops.load(&b[v * lanes..]) };
@@ -178,30 +369,41 @@ impl Gemm<'_> {
                     }
                 }
             }
-        } else {
-            for p in 0..k {
-                let b = &self.b[p * self.b_row + j..][..width];
+        } else if side_by_side {
+            for p in 0..inner {
+                let b = &b[p * b_row..][..width];
+                let a = &a[bases[0] + s * a_jump + p * a_col..][..MR];
                 let mut bv = [ops.zero(); NV];
                 for (v, bv) in bv.iter_mut().enumerate() {
                     *bv = if TAIL { ops.load_pad(b).0 } else { ops.load(&b[v * lanes..]) };
                 }
                 for r in 0..MR {
-                    let a = ops.splat(self.a[(i + r) * self.a_row + p * self.a_col]);
+                    let a = ops.splat(a[r]);
                     for v in 0..NV {
                         acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
                     }
                 }
             }
-        }
-        for (r, acc) in acc.iter().enumerate() {
-            let row = &mut self.c[(i + r) * self.c_row + j..][..width];
-            for (v, acc) in acc.iter().enumerate() {
-                if TAIL {
-                    let values = acc.to_array();
-                    row.copy_from_slice(&values.as_ref()[..width]);
-                } else {
-                    ops.store(*acc, &mut row[v * lanes..]);
+        } else {
+            for p in 0..inner {
+                let b = &b[p * b_row..][..width];
+                for r in 0..MR {
+                    let a = ops.splat(a[bases[r] + s * a_jump + p * a_col]);
+                    for v in 0..NV {
+                        let bv = if TAIL { ops.load_pad(b).0 } else { ops.load(&b[v * lanes..]) };
+                        acc[r][v] = ops.mul_add(a, bv, acc[r][v]);
+                    }
                 }
+            }
+        }
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        let row = &mut c[(i + r) * c_row + j..][..width];
+        for (v, acc) in acc.iter().enumerate() {
+            if TAIL {
+                row.copy_from_slice(&acc.to_array().as_ref()[..width]);
+            } else {
+                ops.store(*acc, &mut row[v * lanes..]);
             }
         }
     }
@@ -210,7 +412,6 @@ impl Gemm<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rten_simd::isa::GenericIsa;
 
     /// Relative to Σ|a·b|: k ≤ 40 roundings of 2⁻²⁴ each, with room for the last addition.
     const RELATIVE: f64 = 4e-6;
@@ -233,22 +434,8 @@ mod tests {
         for start in [Start::Zero, Start::Add, Start::Bias(&bias)] {
             let c0 = values(4, m * (n + 1) + 1);
             let mut c = c0.clone();
-            let op = Gemm {
-                start,
-                m,
-                n,
-                k,
-                a: &a[1..],
-                a_row,
-                a_col,
-                b: &b[1..],
-                b_row: n + 2,
-                c: &mut c[1..],
-                c_row: n + 1,
-            };
-            if m > 0 && n > 0 {
-                if generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
-            }
+            let matrix = Matrix { values: &a[1..], rows: Walk::even(a_row), columns: Walk::even(a_col) };
+            product(start, m, n, k, matrix, &b[1..], Walk::even(n + 2), &mut c[1..], n + 1, generic);
             let mut expected = c0.clone();
             for i in 0..m {
                 for j in 0..n {
@@ -282,6 +469,32 @@ mod tests {
                 check(7, 19, k, false, generic);
                 check(7, 19, k, true, generic);
             }
+        }
+    }
+
+    /// Rows and steps of k in two levels give what the same values written out give.
+    #[test]
+    fn walks_agree_with_matrices_written_out() {
+        for (m, n, outer, inner) in [(7, 19, 3, 4), (1, 8, 2, 5), (12, 33, 1, 6), (9, 5, 4, 1)] {
+            let k = outer * inner;
+            let rows = Walk { inner: 4, step: 3, jump: 29 };
+            let columns = Walk { inner, step: 1, jump: 17 };
+            let values_a = values(1, rows.at(m - 1) + columns.at(k - 1) + 1);
+            let b_rows = Walk { inner, step: n + 1, jump: (n + 1) * inner + 5 };
+            let values_b = values(2, b_rows.at(k - 1) + n);
+            let a: Vec<f32> = (0..m * k).map(|i| values_a[rows.at(i / k) + columns.at(i % k)]).collect();
+            let b: Vec<f32> = (0..k * n).map(|i| values_b[b_rows.at(i / n) + i % n]).collect();
+            let (mut expected, mut got, mut turned) = (vec![1.0; m * n], vec![1.0; m * n], vec![1.0; m * n]);
+            gemm(m, n, k, &a, k, 1, &b, n, &mut expected, n);
+            let walked = Matrix { values: &values_a, rows, columns };
+            gemm_walk(Start::Add, m, n, k, walked, &values_b, b_rows, &mut got, n);
+            assert_eq!(got, expected, "{m}x{n}x{k}");
+            // The same with A's values in columns: not side by side along k.
+            let mut at: Vec<f32> = vec![0.0; m * k];
+            a.iter().enumerate().for_each(|(i, v)| at[i % k * m + i / k] = *v);
+            let columns = Matrix { values: &at, rows: Walk::even(1), columns: Walk::even(m) };
+            gemm_walk(Start::Add, m, n, k, columns, &values_b, b_rows, &mut turned, n);
+            assert_eq!(turned, expected, "{m}x{n}x{k}");
         }
     }
 }

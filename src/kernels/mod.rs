@@ -5,4 +5,5 @@
 
 pub mod conv_geometry;
 pub mod depthwise;
+pub mod elementary;
 pub mod gemm;

@@ -206,7 +206,7 @@ impl AdapterSite {
                 let mut kernel_b = vec![0.0; b.len()];
                 site.a_to_kernel(a, &mut kernel_a);
                 site.b_to_kernel(b, &mut kernel_b);
-                let mut kernel = vec![0.0; weight.len()];
+                let mut kernel = vec![0.0; site.groups * patch * outputs];
                 site.weight_to_kernel(weight, &mut kernel);
                 let scale = *alpha as f64 / *rank as f64;
                 for group in 0..site.groups {
@@ -223,7 +223,8 @@ impl AdapterSite {
                         }
                     }
                 }
-                let mut merged = vec![0.0; weight.len()];
+                // Other parts of a stacked weight stay.
+                let mut merged = weight.to_vec();
                 site.weight_to_file(&kernel, &mut merged);
                 (merged, None)
             }

@@ -6,6 +6,7 @@
 //! | `base_model.model.<key>.lora_B.weight` | dense `[out, r]`, convolution `[out, r/groups, 1, 1]` | low-rank pair |
 //! | `base_model.model.<key>.weight`, `.bias` | PyTorch's: dense `[out, in]`, `[out]` | trained whole |
 //! | `base_model.model.<key>.accentor_scale`, `.accentor_shift` | `[channels]` | depthwise |
+//! | the same two names, `<key>` a recurrent node's name with `.W` or `.R` (`_reverse`: second direction) | A `[r, in]` or `[r, hidden]`, B `[gates·hidden, r]` in ONNX's order of the gates | low-rank pair of one direction |
 //!
 //! - `<key>` is [`crate::graph::Site::key`] as it is; PyTorch reads its dots as levels of modules, any other character may
 //!   stand in a name.
@@ -16,6 +17,8 @@
 //! - `rank_pattern` and `alpha_pattern` hold the sites that differ from `r` and `lora_alpha`. PEFT takes their keys as
 //!   regular expressions for the end of a module path, first match wins: ours are escaped and begin with `^`, so each
 //!   fits one module.
+//! - PEFT cannot load the pairs of recurrent layers from here: it has them as `target_parameters` of the PyTorch module, under
+//!   names and in an order of the gates that no ONNX file keeps. `merge` carries them to any runtime.
 //! - `adapter_config.json` has one object that PEFT ignores (it warns), `accentor`: format version, sha256 of the base,
 //!   parent, counts, labels, and a table of the sites. Without it, a folder is one that was trained in PyTorch: its
 //!   tensors are matched to the sites by key.

@@ -4,11 +4,15 @@
 //! other byte stays (see [`crate::onnx::wire`]). Where a tensor has to be added (a weight that other nodes read too,
 //! a layer without bias that gets a shift) the smallest edit is made and noted.
 //!
+//! A layer whose weight the file has as integers becomes a float layer, see [`quantised`], and a note says so.
+//!
 //! There is no unmerge: the frozen file stays as it is, so unmerging exactly is to use that file.
+
+mod quantised;
 
 use super::{Adapter, AdapterError, AdapterSite};
 use crate::graph::{Graph, Site, ValueId};
-use crate::onnx::wire::{self, Contents, Edit, Replacement, WireError};
+use crate::onnx::wire::{self, Contents, Edit, NewNode, Replacement, WireError};
 
 /// A merged model.
 #[derive(Clone, Debug)]
@@ -74,6 +78,8 @@ pub enum MergeError {
 
 /// New values for a tensor, and where they go.
 struct Change {
+    /// The constant that they replace, and the graph's node that reads it; of a new bias, none.
+    of: Option<(ValueId, usize)>,
     target: Target,
     name: String,
     values: Vec<f32>,
@@ -85,6 +91,8 @@ enum Target {
     InPlace,
     /// A new initializer, of the type of the tensor `like`, that this input reads.
     Added { node: usize, input: usize, like: String },
+    /// A new initializer, of the type of the tensor `like`, that new nodes read.
+    New { like: String },
 }
 
 /// Merges `adapter`, bound as `sites`, into the model file that `graph` came from.
@@ -96,7 +104,7 @@ pub fn merge(model_bytes: &[u8], graph: &Graph, adapter: &Adapter, sites: &[Site
         return Err(MergeError::Unbound { adapter: adapter.sites.len(), bound: sites.len() });
     }
     let file = Contents::read(model_bytes)?;
-    let mut merger = Merger { graph, file: &file, changes: Vec::new(), notes: Vec::new() };
+    let mut merger = Merger { graph, file: &file, changes: Vec::new(), islands: Vec::new(), notes: Vec::new() };
     for (of_adapter, site) in adapter.sites.iter().zip(sites) {
         of_adapter.check_against(graph, site)?;
         merger.site(of_adapter, site)?;
@@ -110,8 +118,10 @@ pub fn merge(model_bytes: &[u8], graph: &Graph, adapter: &Adapter, sites: &[Site
                 edits.push(Edit::AddInitializer { tensor, like });
                 edits.push(Edit::SetInput { node: *node, input: *input, name: &change.name });
             }
+            Target::New { like } => edits.push(Edit::AddInitializer { tensor, like }),
         }
     }
+    edits.extend(merger.islands.iter().map(|(node, nodes)| Edit::ReplaceNode { node: *node, nodes }));
     Ok(Merged { bytes: wire::edit(model_bytes, &edits)?, notes: merger.notes })
 }
 
@@ -119,6 +129,8 @@ struct Merger<'a> {
     graph: &'a Graph,
     file: &'a Contents<'a>,
     changes: Vec<Change>,
+    /// New nodes in the place of one of the file.
+    islands: Vec<(usize, Vec<NewNode>)>,
     notes: Vec<String>,
 }
 
@@ -129,8 +141,13 @@ impl Merger<'_> {
         // A bias that is constant but does not stand in the file (folded by the loader) counts as well.
         let is_conv = matches!(node.op, crate::graph::Op::Conv(..));
         let bias = site.bias.or_else(|| if is_conv { node.inputs.get(2).copied() } else { None });
-        let weight = frozen(site.weight).unwrap_or_default();
+        // Of a stacked weight, other parts may be merged already.
+        let before = self.changes.iter().find(|c| c.of == Some((site.weight, site.node)));
+        let weight = before.map(|c| c.values.as_slice()).or_else(|| frozen(site.weight)).unwrap_or_default();
         let (weight, new_bias) = of_adapter.merged(site, weight, bias.and_then(frozen));
+        if let Some(output) = self.graph.values[site.weight].quantised.as_ref().and_then(|q| q.inside.as_ref()) {
+            return self.island(site, output, weight, new_bias);
+        }
         self.tensor(site.node, site.weight, weight)?;
         let Some(new_bias) = new_bias else { return Ok(()) };
         match (site.bias, bias) {
@@ -145,9 +162,10 @@ impl Merger<'_> {
             (None, None) if new_bias.iter().all(|b| *b == 0.0) => Ok(()),
             (None, old) => {
                 let weight = self.graph.values[site.weight].name.clone();
+                let like = self.graph.values[site.weight].quantised.as_ref().map_or(&weight, |q| &q.scale).clone();
                 let index = self.node(site.node)?;
                 let shape = vec![new_bias.len()];
-                self.add(index, 2, &weight, format!("{weight}_accentor_bias"), new_bias, shape)?;
+                self.add(None, index, 2, &like, format!("{weight}_accentor_bias"), new_bias, shape)?;
                 let name = &self.changes[self.changes.len() - 1].name;
                 self.notes.push(match old {
                     None => format!("node `{}` had no bias: added `{name}` as its third input", node.name),
@@ -161,34 +179,48 @@ impl Merger<'_> {
         }
     }
 
-    /// The node's index in the file, found by its first output.
+    /// The node's index in the file, found by its first output; of several nodes that one of the file became, by that of
+    /// the last.
     fn node(&self, id: usize) -> Result<usize, MergeError> {
-        let node = &self.graph.nodes[id];
-        let output = node.outputs.first().map(|o| self.graph.values[*o].name.as_str());
-        output.and_then(|o| self.file.writer(o)).ok_or_else(|| MergeError::OtherFile { node: node.name.clone() })
+        let graph = self.graph;
+        let output = |id: usize| graph.nodes[id].outputs.first().copied();
+        let chain = std::iter::successors(Some(id), |id| {
+            graph.only_consumer(output(*id)?).filter(|next| graph.nodes[*next].op_type == graph.nodes[*id].op_type)
+        });
+        let mut written = chain.filter_map(|id| self.file.writer(&graph.values[output(id)?].name));
+        written.next().ok_or_else(|| MergeError::OtherFile { node: graph.nodes[id].name.clone() })
     }
 
     /// New `values` for the constant `value` that node `id` reads.
     fn tensor(&mut self, id: usize, value: ValueId, values: Vec<f32>) -> Result<(), MergeError> {
+        let of = Some((value, id));
+        if let Some(at) = self.changes.iter().position(|c| c.of == of) {
+            self.finite(&self.changes[at].name, &values)?;
+            self.changes[at].values = values;
+            return Ok(());
+        }
         let name = self.graph.values[value].name.as_str();
         let node_name = &self.graph.nodes[id].name;
         let index = self.node(id)?;
+        if let Some(quantised) = &self.graph.values[value].quantised {
+            return self.dequantised(index, value, quantised, values);
+        }
         let shape = match self.file.tensors.get(name) {
             Some(tensor) => tensor.shape.clone(),
             None => return Err(WireError::NoTensor { name: name.to_owned() }.into()),
         };
         let taken = self.changes.iter().any(|c| c.name == name && matches!(c.target, Target::InPlace));
         if self.file.uses(name) <= 1 && !taken {
-            self.check_chain(index, name, node_name)?;
+            self.reader(index, name, node_name)?;
             self.finite(name, &values)?;
-            self.changes.push(Change { target: Target::InPlace, name: name.to_owned(), values, shape });
+            self.changes.push(Change { of, target: Target::InPlace, name: name.to_owned(), values, shape });
             return Ok(());
         }
         let Some(input) = self.file.nodes[index].inputs.iter().position(|i| *i == name) else {
             let through = self.file.nodes[index].inputs.join("`, `");
             return Err(MergeError::Shared { tensor: name.to_owned(), node: node_name.clone(), through });
         };
-        self.add(index, input, name, format!("{name}_accentor"), values, shape)?;
+        self.add(of, index, input, name, format!("{name}_accentor"), values, shape)?;
         let added = &self.changes[self.changes.len() - 1].name;
         self.notes.push(format!(
             "`{name}` is read {} times: added `{added}`, which only node `{node_name}` reads",
@@ -197,13 +229,14 @@ impl Merger<'_> {
         Ok(())
     }
 
-    /// Whether nobody else reads what stands between a tensor and node `index` (a Transpose, an Identity).
-    fn check_chain(&self, index: usize, tensor: &str, node_name: &str) -> Result<(), MergeError> {
+    /// The node that reads a tensor for node `index`: itself, or what stands between (a Transpose, an Identity) where
+    /// nobody else reads that.
+    fn reader(&self, index: usize, tensor: &str, node_name: &str) -> Result<usize, MergeError> {
         let mut node = index;
         for _ in 0..self.file.nodes.len() {
             let inputs = &self.file.nodes[node].inputs;
             if inputs.contains(&tensor) {
-                return Ok(());
+                return Ok(node);
             }
             let before = |name: &&&str| self.file.writer(name).is_some_and(|n| self.reaches(n, tensor));
             let Some(through) = inputs.iter().find(before) else { break };
@@ -236,6 +269,7 @@ impl Merger<'_> {
 
     fn add(
         &mut self,
+        of: Option<(ValueId, usize)>,
         node: usize,
         input: usize,
         like: &str,
@@ -243,13 +277,19 @@ impl Merger<'_> {
         values: Vec<f32>,
         shape: Vec<usize>,
     ) -> Result<(), MergeError> {
-        let is_free = |n: &String| !self.file.is_taken(n) && !self.changes.iter().any(|c| c.name == *n);
-        let numbered = |i: usize| if i == 1 { name.clone() } else { format!("{name}_{i}") };
-        let free = (1..).map(numbered).find(is_free).unwrap_or_default();
+        let free = self.free(&name);
         self.finite(&free, &values)?;
         let target = Target::Added { node, input, like: like.to_owned() };
-        self.changes.push(Change { target, name: free, values, shape });
+        self.changes.push(Change { of, target, name: free, values, shape });
         Ok(())
+    }
+
+    /// `name`, or that with a number that makes it free.
+    fn free(&self, name: &str) -> String {
+        let made = |n: &String| self.islands.iter().flat_map(|(_, nodes)| nodes).any(|node| node.outputs.contains(n));
+        let is_free = |n: &String| !self.file.is_taken(n) && !self.changes.iter().any(|c| c.name == *n) && !made(n);
+        let numbered = |i: usize| if i == 1 { name.to_owned() } else { format!("{name}_{i}") };
+        (1..).map(numbered).find(is_free).unwrap_or_default()
     }
 
     fn finite(&self, tensor: &str, values: &[f32]) -> Result<(), MergeError> {

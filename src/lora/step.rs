@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::kernels::{depthwise, gemm::gemm};
 use crate::ops::Keeps;
 use crate::ops::conv::{Conv, ConvWeights, Factors, transpose};
+use crate::ops::conv_transpose::ConvTranspose;
 use crate::ops::unary::Activation;
 
 /// How a site is adapted, with what that needs.
@@ -34,9 +35,13 @@ pub struct SiteStep {
     conv: Conv,
     plain: Conv,
     depthwise: bool,
+    /// The layer, where it is a transposed convolution: then `conv` is its mirror, which goes from output to input.
+    transposed: Option<ConvTranspose>,
     frozen: Arc<ConvWeights>,
     weight_scale: f32,
     adaptation: Adaptation,
+    /// One of several weights of a step, which runs itself.
+    held: bool,
 }
 
 /// Weights of a site for the parameters of this step.
@@ -46,6 +51,13 @@ pub struct SiteWeights {
     factors: Factors,
     scratch: Vec<f32>,
     unmerged: bool,
+}
+
+impl SiteWeights {
+    /// The merged weight.
+    pub fn weights(&self) -> &ConvWeights {
+        &self.weights
+    }
 }
 
 impl SiteStep {
@@ -59,7 +71,19 @@ impl SiteStep {
         adaptation: Adaptation,
     ) -> Self {
         let plain = Conv { activation: Activation::None, ..conv.clone() };
-        Self { conv, plain, depthwise, frozen, weight_scale, adaptation }
+        Self { conv, plain, depthwise, transposed: None, frozen, weight_scale, adaptation, held: false }
+    }
+
+    /// One of the weights that a [`crate::ops::Weighted`] operator holds: that runs with [`SiteWeights::weights`] and
+    /// adds a whole dW to the accumulators, which is projected on A and B once a step. `conv` says the sizes.
+    pub fn held(conv: Conv, frozen: Arc<ConvWeights>, adaptation: Adaptation) -> Self {
+        Self { held: true, ..Self::new(conv, false, frozen, 1.0, adaptation) }
+    }
+
+    /// A transposed convolution with a low-rank pair; `frozen` are the weights of its mirror, without a bias.
+    pub fn transposed(layer: ConvTranspose, frozen: Arc<ConvWeights>, adaptation: Adaptation) -> Self {
+        debug_assert!(matches!(adaptation, Adaptation::LowRank { .. }));
+        Self { transposed: Some(layer.clone()), ..Self::new(layer.mirror().clone(), false, frozen, 1.0, adaptation) }
     }
 
     /// The layer without its weights.
@@ -73,7 +97,7 @@ impl SiteStep {
 
     /// Values in the output.
     pub fn output_len(&self) -> usize {
-        self.conv.geometry.output_len()
+        self.transposed.as_ref().map_or(self.conv.geometry.output_len(), ConvTranspose::output_len)
     }
 
     /// The input, once, and what the activation needs.
@@ -95,6 +119,7 @@ impl SiteStep {
     fn projects(&self) -> bool {
         let g = &self.conv.geometry;
         match self.adaptation {
+            Adaptation::LowRank { .. } if self.held => true,
             Adaptation::LowRank { rank, .. } => {
                 2 * (rank / g.groups) * (g.patch() + g.group_outputs()) >= g.patch() * g.group_outputs()
             }
@@ -119,7 +144,10 @@ impl SiteStep {
     /// Scratch values for the backward pass.
     pub fn vjp_work(&self) -> usize {
         match self.adaptation {
-            Adaptation::LowRank { rank, .. } => self.conv.low_rank_work(rank),
+            Adaptation::LowRank { rank, .. } => {
+                let gradient = self.transposed.as_ref().map_or(0, ConvTranspose::gradient_work);
+                self.conv.low_rank_work(rank).max(gradient)
+            }
             Adaptation::ScaleShift => self.output_len() + self.forward_work(),
             Adaptation::Full => self.conv.work(),
         }
@@ -223,16 +251,18 @@ impl SiteStep {
                 out.weights.bias.copy_from_slice(bias);
             }
         }
-        if backward && !self.depthwise {
+        if (backward || self.transposed.is_some()) && !self.depthwise {
             out.weights.transpose(g);
         }
     }
 
     /// Prepares `out` for inference with the pair beside the frozen weight, `y = W·x + s·B·(A·x)`: cheap to change, a
-    /// little more work a call. Only low-rank pairs have this form.
+    /// little more work a call. Only low-rank pairs of layers that run by themselves have this form; a transposed
+    /// convolution is merged.
     pub fn prepare_unmerged(&self, params: &[f32], out: &mut SiteWeights) {
         self.prepare(params, out, true);
-        if let Adaptation::LowRank { .. } = self.adaptation {
+        let alone = !self.held && self.transposed.is_none();
+        if let (Adaptation::LowRank { .. }, true) = (self.adaptation, alone) {
             out.weights.w.copy_from_slice(&self.frozen.w);
             out.unmerged = true;
         }
@@ -247,7 +277,9 @@ impl SiteStep {
             self.conv.activation.apply(y);
             return;
         }
-        if self.depthwise {
+        if let Some(layer) = &self.transposed {
+            layer.forward(&site.weights, x, y, work);
+        } else if self.depthwise {
             crate::ops::depthwise::forward(&self.conv, &site.weights, x, y, saved);
         } else {
             self.conv.forward(&site.weights, x, y, saved, work);
@@ -269,18 +301,22 @@ impl SiteStep {
         let g = &self.conv.geometry;
         self.conv.activation_gradient(y, saved, dy);
         if let Some(dx) = dx {
-            if self.depthwise {
+            if let Some(layer) = &self.transposed {
+                layer.input_gradient(&site.weights, dy, dx, work);
+            } else if self.depthwise {
                 depthwise::input_gradient(g, dy, &site.weights.w, dx);
             } else {
                 self.conv.input_gradient(&site.weights, dy, dx, work);
             }
         }
+        // A transposed convolution is the way back of its mirror: what comes in there is dy here.
+        let (from, to): (&[f32], &[f32]) = if self.transposed.is_some() { (dy, x) } else { (x, dy) };
         match self.adaptation {
-            Adaptation::LowRank { .. } if self.projects() => self.conv.weight_gradient(x, dy, accumulators, work),
+            Adaptation::LowRank { .. } if self.projects() => self.conv.weight_gradient(from, to, accumulators, work),
             Adaptation::LowRank { rank, scale } => {
                 let (da, dbt) = accumulators.split_at_mut(rank * g.patch());
                 let factor = scale * self.weight_scale;
-                self.conv.low_rank_gradient(&site.factors, rank, factor, x, dy, da, dbt, work);
+                self.conv.low_rank_gradient(&site.factors, rank, factor, from, to, da, dbt, work);
             }
             Adaptation::ScaleShift => {
                 let (z, work) = work.split_at_mut(self.output_len());

@@ -22,6 +22,15 @@ impl<'a> Attributes<'a> {
         self.get(name).map(|a| a.ints.as_slice())
     }
 
+    pub(super) fn floats(&self, name: &str) -> Option<&'a [f32]> {
+        self.get(name).map(|a| a.floats.as_slice())
+    }
+
+    /// What is not UTF-8 becomes empty.
+    pub(super) fn strings(&self, name: &str) -> Option<Vec<&'a str>> {
+        self.get(name).map(|a| a.strings.iter().map(|s| std::str::from_utf8(s).unwrap_or_default()).collect())
+    }
+
     pub(super) fn string(&self, name: &str) -> Option<&'a str> {
         self.get(name).and_then(|a| std::str::from_utf8(&a.s).ok())
     }

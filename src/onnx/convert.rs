@@ -1,5 +1,16 @@
 //! ONNX nodes → graph nodes, one by one, for opsets 7 and up.
 
+mod center;
+mod contrib;
+mod conv_transpose;
+mod einsum;
+mod elementwise;
+mod norm;
+mod quantised;
+mod recurrent;
+mod resize;
+mod select;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -10,11 +21,13 @@ use super::OnnxError;
 use super::attributes::{Attributes, axis};
 use super::foreign::TractNode;
 use super::load::{Facts, Names, is_possible, to_i64, value};
-use crate::graph::{Graph, Node, Op, Source, Value, ValueId, Window};
+use crate::graph::{Element, Graph, Node, Op, Source, Value, ValueId, Window};
 use crate::ops::binary::BinaryKind;
 use crate::ops::movement::PadMode;
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
+
+pub(super) use resize::resized;
 
 const CONTROL_FLOW: &str =
     "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow";
@@ -27,14 +40,18 @@ pub(super) struct Converter<'a> {
     names: Names,
     /// Constant values as tract has them, for shapes, axes and the like.
     constants: HashMap<ValueId, Arc<Tensor>>,
+    rescaled: quantised::Rescaled,
 }
 
 impl<'a> Converter<'a> {
     pub(super) fn new(facts: &'a Facts<'a>, opset: i64, proto: &'a ModelProto) -> Self {
-        Self { facts, opset, proto, graph: Graph::default(), names: Names::new(), constants: HashMap::new() }
+        let rescaled = proto.graph.as_ref().map(|g| quantised::Rescaled::find(g, facts)).unwrap_or_default();
+        let (graph, names, constants) = (Graph::default(), Names::new(), HashMap::new());
+        Self { facts, opset, proto, graph, names, constants, rescaled }
     }
 
-    pub(super) fn finish(self) -> Graph {
+    pub(super) fn finish(mut self) -> Graph {
+        self.drop_integers();
         self.graph
     }
 
@@ -98,34 +115,41 @@ impl<'a> Converter<'a> {
                 // An unused second output (a dropout mask) may stay unknown.
                 Err(_) if !outputs.is_empty() => break,
                 Err(_) if Attributes(node).has_graph() => return Err(self.error(node, CONTROL_FLOW)),
-                Err(e) => {
-                    let unknown = "the loader does not know this operator; export the model with standard operators";
-                    return Err(if self.known(node) { e } else { self.error(node, unknown) });
-                }
+                Err(e) => return Err(self.untold(node, output).unwrap_or(e)),
             }
         }
         let inputs: Vec<Option<ValueId>> = node.input.iter().map(|i| self.names.get(i).copied()).collect();
         if outputs.is_empty() || outputs.iter().all(|o| self.graph.is_constant(*o)) {
             if let ([y], Some(Some(x))) = (outputs.as_slice(), inputs.first()) {
                 self.graph.values[*y].source = self.source(node, *x);
+                self.graph.values[*y].quantised = self.quantised_constant(node, *x);
             }
+            return Ok(());
+        }
+        if self.lower_quantised(node, &name, &inputs, &outputs)? {
             return Ok(());
         }
         let standard = node.domain.is_empty() || node.domain == "ai.onnx";
         let float = outputs.first().is_some_and(|o| self.graph.values[*o].element.is_float());
-        let lowered = if standard && float { self.lower(node, &name, &inputs, &outputs)? } else { false };
+        let lowered = match node.domain.as_str() {
+            _ if !float => false,
+            _ if standard => self.lower(node, &name, &inputs, &outputs)?,
+            "com.microsoft" => self.lower_contrib(node, &name, &inputs, &outputs)?,
+            _ => false,
+        };
         if !lowered {
             self.foreign(node, name, &inputs, outputs)?;
         }
         Ok(())
     }
 
-    /// Where a weight comes from that stands behind Identity or the transpose of a matrix.
+    /// Where a weight comes from that stands behind Identity, a Cast to a wider float, or the transpose of a matrix.
     fn source(&self, node: &NodeProto, x: ValueId) -> Option<Source> {
         let matrix = self.graph.values[x].shape.len() == 2;
         let perm = Attributes(node).ints("perm");
         let transposed = match node.op_type.as_str() {
             "Identity" => false,
+            "Cast" if self.graph.values[x].element.is_float() && self.is_wider(node) => false,
             "Transpose" if matrix => perm.is_none_or(|p| p == [1, 0]),
             _ => return None,
         };
@@ -134,8 +158,23 @@ impl<'a> Converter<'a> {
         Some(Source { value, transposed: transposed != behind.is_some_and(|s| s.transposed) })
     }
 
-    fn known(&self, node: &NodeProto) -> bool {
-        tract_onnx::onnx().op_register.0.contains_key(&node.op_type)
+    /// Whether a Cast keeps every value: to 32 bits or more.
+    fn is_wider(&self, node: &NodeProto) -> bool {
+        use tract_onnx::pb::tensor_proto::DataType;
+        Attributes(node).int("to").is_some_and(|to| [DataType::Float as i64, DataType::Double as i64].contains(&to))
+    }
+
+    /// Why nothing is known about a node: an operator that neither the loader nor tract knows, or one in a form that
+    /// tract does not take.
+    fn untold(&self, node: &NodeProto, output: &str) -> Option<OnnxError> {
+        let what = match self.facts.refused(output) {
+            Some(why) => format!("this form of the operator is not supported: {why}"),
+            None if !tract_onnx::onnx().op_register.0.contains_key(&node.op_type) => {
+                "the loader does not know this operator; export the model with standard operators".into()
+            }
+            None => return None,
+        };
+        Some(self.error(node, what))
     }
 
     fn foreign(
@@ -162,6 +201,9 @@ impl<'a> Converter<'a> {
                 activations.push((text.clone(), shape, dt));
                 ids.push(*id);
             }
+        }
+        if let Some(error) = node.output.iter().find(|o| !o.is_empty()).and_then(|o| self.untold(node, o)) {
+            return Err(error);
         }
         let built = TractNode::new(node, self.proto, &activations, &constants);
         let op = built.map_err(|e| self.error(node, format!("this operator cannot run: {e}")))?;
@@ -277,7 +319,7 @@ impl<'a> Converter<'a> {
                 };
                 unary(UnaryKind::Clip { min, max })
             }
-            "MaxPool" | "AveragePool" => {
+            "MaxPool" | "AveragePool" | "LpPool" => {
                 if outputs.len() > 1 || !(3..=4).contains(&rank) {
                     return Ok(false);
                 }
@@ -286,35 +328,24 @@ impl<'a> Converter<'a> {
                 let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
                 match node.op_type.as_str() {
                     "MaxPool" => Op::MaxPool(window),
+                    "LpPool" => {
+                        let p = attributes.int("p").unwrap_or(2);
+                        let fits = i32::try_from(p).ok().filter(|p| *p > 0);
+                        Op::LpPool(
+                            window,
+                            fits.ok_or_else(|| self.error(node, format!("p is {p}, expected 1 or more")))?,
+                        )
+                    }
                     _ => Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0),
                 }
             }
             "GlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
+            "GlobalLpPool" => match attributes.int("p").unwrap_or(2) {
+                1 => Op::Reduce(ReduceKind::L1, (2..rank).collect()),
+                2 => Op::Reduce(ReduceKind::L2, (2..rank).collect()),
+                _ => return Ok(false),
+            },
             "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
-            "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" => {
-                let kind = match node.op_type.as_str() {
-                    "ReduceMean" => ReduceKind::Mean,
-                    "ReduceSum" => ReduceKind::Sum,
-                    "ReduceMax" => ReduceKind::Max,
-                    _ => ReduceKind::Min,
-                };
-                let given = match input(1) {
-                    Some(id) => match self.ints(Some(id)) {
-                        Some(axes) => Some(axes),
-                        None => return Ok(false),
-                    },
-                    None => attributes.ints("axes").map(<[i64]>::to_vec),
-                };
-                let given = given.filter(|axes| !axes.is_empty());
-                if given.is_none() && attributes.int("noop_with_empty_axes").unwrap_or(0) != 0 {
-                    Op::Reshape
-                } else {
-                    match self.axes(node, given, rank)? {
-                        axes if axes.is_empty() => Op::Reshape,
-                        axes => Op::Reduce(kind, axes),
-                    }
-                }
-            }
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
             "Cast" | "CastLike" => {
                 // Whole numbers and truth values are held as f32 already.
@@ -353,7 +384,9 @@ impl<'a> Converter<'a> {
                 let at = axis(attributes.int("axis").unwrap_or(0), rank)
                     .ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 let indices = self.ints(input(1)).filter(|i| i.len() == 1);
-                let Some(index) = indices.and_then(|i| axis(i[0], x_shape[at])) else { return Ok(false) };
+                let Some(index) = indices.and_then(|i| axis(i[0], x_shape[at])) else {
+                    return self.lower_selection(node, name, inputs, y);
+                };
                 let mut starts = vec![0; rank];
                 starts[at] = index;
                 let mut shape = x_shape;
@@ -373,7 +406,17 @@ impl<'a> Converter<'a> {
                 let axis = axis(at, rank.max(1)).ok_or_else(|| self.error(node, "its axis is out of range"))?;
                 Op::Softmax { axis, flatten, log: node.op_type == "LogSoftmax" }
             }
-            _ => return Ok(false),
+            _ => {
+                return Ok(self.lower_elementwise(node, name, inputs, y)?
+                    || self.lower_reduction(node, name, inputs, y)?
+                    || self.lower_selection(node, name, inputs, y)?
+                    || self.lower_einsum(node, name, inputs, y)?
+                    || self.lower_recurrent(node, name, inputs, outputs)?
+                    || self.lower_norm(node, name, inputs, outputs)?
+                    || self.lower_conv_transpose(node, name, inputs, y)?
+                    || self.lower_resize(node, name, inputs, y)?
+                    || self.lower_center_crop_pad(node, name, inputs, y)?);
+            }
         };
         let takes = match &op {
             Op::Reshape | Op::Unary(_) | Op::Reduce(..) | Op::Slice(..) | Op::Pad(..) => vec![x],
@@ -387,7 +430,23 @@ impl<'a> Converter<'a> {
     fn temporary(&mut self, node: &NodeProto, name: &str, shape: Vec<usize>, like: ValueId) -> ValueId {
         let element = self.graph.values[like].element;
         let name = format!("{name}~{}~{}", node.op_type, self.graph.values.len());
-        self.graph.values.push(Value { name, shape, element, constant: None, stored: false, source: None });
+        self.graph.values.push(Value {
+            name,
+            shape,
+            element,
+            constant: None,
+            stored: false,
+            source: None,
+            quantised: None,
+        });
+        self.graph.values.len() - 1
+    }
+
+    /// A constant that the file does not have.
+    fn new_constant(&mut self, node: &NodeProto, name: &str, shape: Vec<usize>, values: Vec<f32>) -> ValueId {
+        let name = format!("{name}~{}~{}", node.op_type, self.graph.values.len());
+        let (element, constant) = (Element::F32, Some(values.into()));
+        self.graph.values.push(Value { name, shape, element, constant, stored: false, source: None, quantised: None });
         self.graph.values.len() - 1
     }
 
@@ -552,7 +611,7 @@ impl<'a> Converter<'a> {
     }
 }
 
-fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
+pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
     let rank = a.len().max(b.len());
     let at = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
     (0..rank).map(|i| if at(a, i) == 1 { at(b, i) } else { at(a, i) }).collect()

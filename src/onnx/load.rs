@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
-use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, type_proto};
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, type_proto};
 use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt};
+use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::{OutletId, Tensor};
 
-use super::OnnxError;
+use super::attributes::Attributes;
 use super::convert::Converter;
+use super::{OnnxError, infer, quantised};
 use crate::graph::{Element, Graph, Value, ValueId};
 
 /// What the file leaves open.
@@ -53,7 +54,7 @@ pub fn load_bytes(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) ->
 }
 
 fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Result<Graph, OnnxError> {
-    let onnx =
+    let mut onnx =
         tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true).with_ignore_value_info(true);
     let mut proto = onnx.proto_model_for_read(&mut &bytes[..]).map_err(|e| OnnxError::Malformed(brief(&e)))?;
     let input = prepare(&mut proto, options)?;
@@ -62,21 +63,17 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     check_external(file, folder)?;
     check_order(file)?;
     check_filled(file)?;
+    super::types::widen(&mut proto, folder)?;
+    for op in quantised::OPERATORS {
+        onnx.op_register.0.remove(op);
+    }
 
     let folder = folder.map(|f| if f.as_os_str().is_empty() { Path::new(".") } else { f }).and_then(Path::to_str);
-    let parsed = onnx.parse(&proto, folder).map_err(|e| OnnxError::Malformed(brief(&e)))?;
-    if let Some(name) = parsed.unresolved_inputs.first() {
-        return Err(OnnxError::Malformed(format!("tensor `{name}` is read but nothing gives it")));
-    }
-    let mut model = parsed.model;
-    model.analyse(false).map_err(|e| OnnxError::Analysis(brief(&e)))?;
-    while let Some((outlet, fact)) = padded(file, &Facts { model: &model, outlets: &parsed.outlets_by_name }) {
-        model.set_outlet_fact(outlet, fact).map_err(|e| OnnxError::Analysis(brief(&e)))?;
-        model.analyse(false).map_err(|e| OnnxError::Analysis(brief(&e)))?;
-    }
-    let facts = Facts { model: &model, outlets: &parsed.outlets_by_name };
     let opset =
         proto.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx").map_or(1, |o| o.version);
+    let analysis = infer::analyse(&onnx, &mut proto, folder, opset)?;
+    let facts = analysis.facts();
+    let file = proto.graph.as_ref().unwrap_or(&empty);
 
     let mut converter = Converter::new(&facts, opset, &proto);
     converter.run(file, &input)?;
@@ -91,26 +88,8 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
         let missing = || OnnxError::NoSuchTensor { what: "output", name: name.clone(), found: found() };
         graph.outputs.push(graph.value_named(&name).ok_or_else(missing)?);
     }
+    graph.recognise();
     Ok(graph)
-}
-
-/// The shape of a Pad with an `axes` input (opset 18), which tract leaves unknown: the first that can be told.
-fn padded(file: &GraphProto, facts: &Facts) -> Option<(OutletId, InferenceFact)> {
-    let pads = file.node.iter().filter(|n| n.op_type == "Pad" && n.input.len() > 3 && n.output.len() == 1);
-    pads.into_iter().find_map(|node| {
-        if facts.of(&node.output[0]).is_some() {
-            return None;
-        }
-        let (mut shape, dt, _) = facts.of(&node.input[0])?;
-        let constant = |i: usize| to_i64(facts.of(&node.input[i])?.2.as_deref()?);
-        let (pads, axes) = (constant(1)?, constant(3)?);
-        for (i, axis) in axes.iter().enumerate() {
-            let axis = super::attributes::axis(*axis, shape.len())?;
-            let size = shape[axis] as i64 + pads.get(i)? + pads.get(i + axes.len())?;
-            shape[axis] = usize::try_from(size).ok()?;
-        }
-        Some((*facts.outlets.get(&node.output[0])?, InferenceFact::dt_shape(dt, shape.as_slice())))
-    })
 }
 
 /// Error chain on one line, without the dump of nodes that tract adds.
@@ -140,6 +119,7 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
             _ => return Err(OnnxError::Inputs { found: names }),
         },
     };
+    let batch_at = batch_axis(graph, &name);
     for input in graph.input.iter_mut().filter(|i| names.contains(&i.name)) {
         let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_mut().and_then(|t| t.value.as_mut()) else {
             return Err(OnnxError::Malformed(format!("input `{}` has no tensor type", input.name)));
@@ -166,8 +146,8 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
         }
         let free = |d: &Dimension| !matches!(d.value, Some(DimValue::DimValue(v)) if v > 0);
         let batch = |d: &Dimension| free(d) || matches!(d.value, Some(DimValue::DimValue(v)) if v > 1);
-        if fed && dims.dim.len() > 1 && dims.dim.first().is_some_and(batch) && options.input_shape.is_none() {
-            dims.dim[0] = fixed(1);
+        if fed && dims.dim.len() > 1 && dims.dim.get(batch_at).is_some_and(batch) && options.input_shape.is_none() {
+            dims.dim[batch_at] = fixed(1);
         }
         if dims.dim.is_empty() || dims.dim.iter().any(free) {
             return Err(OnnxError::FreeShape { input: input.name.clone(), shape: describe(&dims.dim) });
@@ -180,6 +160,14 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
         }
     }
     Ok(name)
+}
+
+/// The dimension of input `name` that is the batch: the first, or the second where a recurrent layer reads its steps from it.
+fn batch_axis(graph: &GraphProto, name: &str) -> usize {
+    let recurrent = |n: &NodeProto| matches!(n.op_type.as_str(), "RNN" | "GRU" | "LSTM");
+    let batch_first = |n: &NodeProto| Attributes(n).int("layout").unwrap_or(0) != 0;
+    let reads = |n: &NodeProto| n.input.first().is_some_and(|x| x == name);
+    usize::from(graph.node.iter().any(|n| recurrent(n) && reads(n) && !batch_first(n)))
 }
 
 fn fixed(size: i64) -> Dimension {
@@ -336,11 +324,22 @@ fn check_order(graph: &GraphProto) -> Result<(), OnnxError> {
 
 /// What tract found about each tensor of the file.
 pub(super) struct Facts<'a> {
-    model: &'a InferenceModel,
-    outlets: &'a HashMap<String, OutletId>,
+    pub(super) model: &'a InferenceModel,
+    pub(super) outlets: &'a HashMap<String, OutletId>,
+    pub(super) refused: &'a HashMap<String, String>,
 }
 
 impl Facts<'_> {
+    /// The place of the tensor of that name in tract's model.
+    pub(super) fn outlet(&self, name: &str) -> Option<OutletId> {
+        self.outlets.get(name).copied()
+    }
+
+    /// Why tract's parser did not take the node that gives this tensor, where it did not.
+    pub(super) fn refused(&self, name: &str) -> Option<&str> {
+        self.refused.get(name).map(String::as_str)
+    }
+
     /// Shape, element type and, where constant, the value of the tensor of that name.
     pub(super) fn of(&self, name: &str) -> Option<(Vec<usize>, DatumType, Option<Arc<Tensor>>)> {
         let fact = self.model.outlet_fact(*self.outlets.get(name)?).ok()?;
@@ -363,7 +362,15 @@ pub(super) fn value(name: &str, shape: Vec<usize>, dt: DatumType, constant: Opti
         DatumType::Bool => Element::Bool,
         _ => Element::Integer,
     };
-    Value { name: name.into(), shape, element, constant: constant.and_then(to_f32), stored, source: None }
+    Value {
+        name: name.into(),
+        shape,
+        element,
+        constant: constant.and_then(to_f32),
+        stored,
+        source: None,
+        quantised: None,
+    }
 }
 
 /// The values of a tensor as f32.

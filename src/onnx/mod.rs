@@ -12,7 +12,13 @@ mod convert;
 #[cfg(feature = "onnx")]
 mod foreign;
 #[cfg(feature = "onnx")]
+mod infer;
+#[cfg(feature = "onnx")]
 mod load;
+#[cfg(feature = "onnx")]
+mod quantised;
+#[cfg(feature = "onnx")]
+mod types;
 
 #[cfg(feature = "onnx")]
 pub use load::{LoadOptions, load, load_bytes};

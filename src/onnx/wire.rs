@@ -45,6 +45,28 @@ pub enum Edit<'a> {
         /// A tensor of the file or a new one.
         name: &'a str,
     },
+    /// `nodes` stand in the place of node number `node` of the file.
+    ReplaceNode {
+        /// Index in the order of the file.
+        node: usize,
+        /// The new nodes, in order.
+        nodes: &'a [NewNode],
+    },
+}
+
+/// A node of the standard domain that a file gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewNode {
+    /// Operator.
+    pub op_type: &'static str,
+    /// Name.
+    pub name: String,
+    /// Input names.
+    pub inputs: Vec<String>,
+    /// Output names.
+    pub outputs: Vec<String>,
+    /// The node of the file whose attributes it has; none without.
+    pub attributes_of: Option<usize>,
 }
 
 /// Why a file could not be read or changed.
@@ -83,7 +105,7 @@ pub enum WireError {
         name: String,
     },
     /// A type that a weight cannot have.
-    #[error("`{name}` has ONNX data type {data_type}; expected float (1), float16 (10) or double (11)")]
+    #[error("`{name}` has ONNX data type {data_type}; expected float (1), float16 (10), double (11) or bfloat16 (16)")]
     DataType {
         /// Tensor.
         name: String,
@@ -101,7 +123,7 @@ pub enum WireError {
         found: Vec<usize>,
     },
     /// A value beyond a 16-bit float.
-    #[error("`{name}` is float16 in the ONNX file, which cannot hold {value}; train with a lower --lr or --alpha")]
+    #[error("`{name}` has 16 bits in the ONNX file, which cannot hold {value}; train with a lower --lr or --alpha")]
     Range {
         /// Tensor.
         name: String,
@@ -159,6 +181,7 @@ const GRAPH_INPUT: u64 = 11;
 const GRAPH_OUTPUT: u64 = 12;
 const NODE_INPUT: u64 = 1;
 const NODE_OUTPUT: u64 = 2;
+const NODE_NAME: u64 = 3;
 const NODE_OP_TYPE: u64 = 4;
 const NODE_ATTRIBUTE: u64 = 5;
 const ATTRIBUTE_NAME: u64 = 1;
@@ -182,6 +205,7 @@ const VALUE_INFO_TYPE: u64 = 2;
 const FLOAT: u64 = 1;
 const FLOAT16: u64 = 10;
 const DOUBLE: u64 = 11;
+const BFLOAT16: u64 = 16;
 
 // Wire types.
 const VARINT: u8 = 0;

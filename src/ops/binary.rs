@@ -7,6 +7,7 @@
 //! | Mul | a · b | b | a | the other operand |
 //! | Div | a / b | 1 / b | −a / b² | b; a for db |
 //! | Max, Min | the larger, the smaller | 1 where taken, ½ at a tie | the same | both |
+//! | PRelu | a for a > 0, else ab | 1, b | 0, a | both |
 //! | Pow | aᵇ | b aᵇ⁻¹, 0 for b = 0 | aᵇ ln a, 0 for a = 0 and b ≥ 0 | both |
 //!
 //! Formulas: ONNX operators of the same names, "Multidirectional broadcasting"; ties, and Pow at its edges, as in
@@ -42,6 +43,8 @@ pub enum BinaryKind {
     Min,
     /// a to the power of b.
     Pow,
+    /// a where it is positive, else a · b.
+    PRelu,
 }
 
 /// A function of two activations, or of an activation and a constant.
@@ -235,7 +238,7 @@ impl Operator for Binary {
             BinaryKind::Add | BinaryKind::Sub => [false, false],
             BinaryKind::Mul => [wanted[1], wanted[0]],
             BinaryKind::Div => [wanted[1], true],
-            BinaryKind::Max | BinaryKind::Min | BinaryKind::Pow => [true, true],
+            BinaryKind::Max | BinaryKind::Min | BinaryKind::Pow | BinaryKind::PRelu => [true, true],
         };
         let mut keeps = Keeps::default();
         for side in 0..2 {
@@ -259,6 +262,7 @@ impl Operator for Binary {
             BinaryKind::Max => self.map(operands, y, max),
             BinaryKind::Min => self.map(operands, y, min),
             BinaryKind::Pow => self.map(operands, y, pow),
+            BinaryKind::PRelu => self.map(operands, y, |a, b| if a > 0.0 { a } else { a * b }),
         }
     }
 
@@ -292,6 +296,12 @@ impl Operator for Binary {
                 (BinaryKind::Max, _) | (BinaryKind::Min, _) => {
                     self.pull(side, operands, dy, d, |dy, a, b| share(dy, a < b, a == b));
                 }
+                (BinaryKind::PRelu, 0) => {
+                    self.pull(side, operands, dy, d, |dy, a, b| if a > 0.0 { dy } else { dy * b })
+                }
+                (BinaryKind::PRelu, _) => {
+                    self.pull(side, operands, dy, d, |dy, a, _| if a > 0.0 { 0.0 } else { dy * a })
+                }
                 (BinaryKind::Pow, 0) => {
                     self.pull(side, operands, dy, d, |dy, a, b| if b == 0.0 { 0.0 } else { dy * b * pow(a, b - 1.0) });
                 }
@@ -313,10 +323,10 @@ impl Operator for Binary {
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{Case, KINK_MARGIN, bits, indices, offset, values, values_in};
+    use super::super::check::{Case, KINK_MARGIN, away_from, bits, indices, offset, values, values_in};
     use super::*;
 
-    const KINDS: [BinaryKind; 7] = [
+    const KINDS: [BinaryKind; 8] = [
         BinaryKind::Add,
         BinaryKind::Sub,
         BinaryKind::Mul,
@@ -324,6 +334,7 @@ mod tests {
         BinaryKind::Max,
         BinaryKind::Min,
         BinaryKind::Pow,
+        BinaryKind::PRelu,
     ];
 
     /// Pairs of shapes: each position of a broadcast, on either side, for ranks 0 to 5.
@@ -365,6 +376,7 @@ mod tests {
             BinaryKind::Max => a.max(b),
             BinaryKind::Min => a.min(b),
             BinaryKind::Pow => a.powf(b),
+            BinaryKind::PRelu => a * if a > 0.0 { 1.0 } else { b },
         }
     }
 
@@ -377,7 +389,7 @@ mod tests {
             BinaryKind::Max | BinaryKind::Min => [grid(1, lens[0], 0.0), grid(2, lens[1], 0.5)],
             BinaryKind::Pow => [values_in(1, lens[0], 0.5, 1.5), values_in(2, lens[1], -1.5, 2.5)],
             BinaryKind::Div => [values_in(1, lens[0], -0.5, 1.5), values_in(2, lens[1], 0.5, 2.0)],
-            _ => [values_in(1, lens[0], -0.5, 1.5), values_in(2, lens[1], -0.5, 1.5)],
+            _ => [away_from(values_in(1, lens[0], -0.5, 1.5), &[0.0]), values_in(2, lens[1], -0.5, 1.5)],
         }
     }
 

@@ -15,7 +15,7 @@
 //! | x | `[height, width, input_channels]` |
 //! | y, dy | `[out_height, out_width, output_channels]` |
 //! | w | `[groups][patch, group_outputs]`, patch = `[kernel_h, kernel_w, group_inputs]` |
-//! | wt | `[groups][group_outputs, patch]` |
+//! | wt | `[groups][group_outputs, patch]`; where the input gradient is a convolution, `[kernel_h, kernel_w, outputs, inputs]`, taps reversed |
 //! | a | `[rank, patch]`, rows of group g from `g * rank / groups` |
 //! | bt | `[groups][rank / groups, group_outputs]` |
 //!
@@ -26,10 +26,13 @@ use std::sync::Arc;
 use super::conv_geometry::ConvGeometry;
 use super::unary::Activation;
 use super::{Keeps, MAX_INPUTS, Operator};
-use crate::kernels::gemm::{Start, gemm, gemm_from};
+use crate::kernels::gemm::{Matrix, Start, Walk, gemm, gemm_from, gemm_walk};
 
 /// Output positions whose patches are in memory at a time: 128 rows of a patch of some hundred values stay in L2.
 const POSITIONS: usize = 128;
+
+/// A row of taps with at least this many values is read where it stands; for shorter ones patches are written out.
+const ROW: usize = 8;
 
 /// Weights of a convolution as the kernels read them.
 #[derive(Clone, Debug, Default)]
@@ -47,12 +50,29 @@ impl ConvWeights {
     pub fn transpose(&mut self, g: &ConvGeometry) {
         let (patch, outputs) = (g.patch(), g.group_outputs());
         self.wt.resize(self.w.len(), 0.0);
+        if mirror(g).is_some() {
+            let (tap, taps) = (g.group_inputs() * outputs, g.kernel[0] * g.kernel[1]);
+            for (w, wt) in self.w.chunks_exact(tap.max(1)).zip(self.wt.chunks_exact_mut(tap.max(1)).rev()).take(taps) {
+                transpose(w, g.group_inputs(), outputs, wt);
+            }
+            return;
+        }
         for group in 0..g.groups {
             let w = &self.w[group * patch * outputs..][..patch * outputs];
             let wt = &mut self.wt[group * patch * outputs..][..patch * outputs];
             transpose(w, patch, outputs, wt);
         }
     }
+}
+
+/// The convolution by which the input gradient runs, where it can: with a kernel of more than one tap, stride 1.
+fn mirror(g: &ConvGeometry) -> Option<ConvGeometry> {
+    (!g.is_pointwise() && g.kernel != [1, 1]).then(|| g.mirrored()).flatten().filter(in_place)
+}
+
+/// Whether patches are read from the padded plane where they stand.
+fn in_place(g: &ConvGeometry) -> bool {
+    !g.is_pointwise() && g.taps_stand_together() && g.kernel[1] * g.input_channels >= ROW
 }
 
 /// Writes the transpose of `x [rows, columns]` to `y [columns, rows]`.
@@ -95,13 +115,24 @@ impl Conv {
         }
     }
 
+    /// Output positions at a time; whole rows where patches are read in place.
     fn chunk(&self) -> usize {
-        POSITIONS.min(self.geometry.positions())
+        let g = &self.geometry;
+        if in_place(g) { chunk_rows(g) * g.output[1] } else { POSITIONS.min(g.positions()) }
     }
 
     /// Scratch values for [`Conv::forward`] and [`Conv::input_gradient`].
     pub fn work(&self) -> usize {
-        if self.geometry.is_pointwise() { 0 } else { self.chunk() * self.geometry.patch() }
+        let g = &self.geometry;
+        if g.is_pointwise() {
+            return 0;
+        }
+        let patches = if in_place(g) { window_len(g) } else { self.chunk() * g.patch() };
+        let back = match mirror(g) {
+            Some(mirror) => window_len(&mirror),
+            None => POSITIONS.min(g.positions()) * g.patch(),
+        };
+        patches.max(back)
     }
 
     /// Scratch values for [`Conv::low_rank_gradient`] with `rank`.
@@ -137,6 +168,10 @@ impl Conv {
                 );
                 continue;
             }
+            if in_place(g) {
+                convolve(g, start, x, w, y, work);
+                continue;
+            }
             for range in chunks(g.positions(), self.chunk()) {
                 let col = &mut work[..range.len() * patch];
                 g.patches(x, group, range.clone(), col);
@@ -162,8 +197,8 @@ impl Conv {
             let bt = &bt[group * rank * outputs..][..rank * outputs];
             for range in chunks(g.positions(), self.chunk()) {
                 let rows = range.len();
-                let (col, stride) = self.patch_rows(x, group, range.clone(), work);
-                gemm_from(Start::Zero, rows, rank, patch, col, stride, 1, a_t, rank, h, rank);
+                let patches = self.patches(x, group, range.clone(), work);
+                gemm_walk(Start::Zero, rows, rank, patch, patches, a_t, Walk::even(rank), h, rank);
                 let y = &mut y[range.start * g.output_channels + group * outputs..];
                 gemm(rows, outputs, rank, h, rank, 1, bt, outputs, y, g.output_channels);
             }
@@ -181,6 +216,9 @@ impl Conv {
     pub fn input_gradient(&self, weights: &ConvWeights, dz: &[f32], dx: &mut [f32], work: &mut [f32]) {
         let g = &self.geometry;
         let (patch, inputs, outputs) = (g.patch(), g.group_inputs(), g.group_outputs());
+        if let Some(mirror) = mirror(g) {
+            return convolve(&mirror, Start::Add, dz, &weights.wt, dx, work);
+        }
         for group in 0..g.groups {
             let wt = &weights.wt[group * patch * outputs..][..patch * outputs];
             if g.is_pointwise() {
@@ -189,7 +227,7 @@ impl Conv {
                 gemm(g.positions(), patch, outputs, dz, g.output_channels, 1, wt, patch, dx, g.input_channels);
                 continue;
             }
-            for range in chunks(g.positions(), self.chunk()) {
+            for range in chunks(g.positions(), POSITIONS) {
                 let col = &mut work[..range.len() * patch];
                 let dz = &dz[range.start * g.output_channels + group * outputs..];
                 gemm_from(Start::Zero, range.len(), patch, outputs, dz, g.output_channels, 1, wt, patch, col, patch);
@@ -205,9 +243,16 @@ impl Conv {
         for group in 0..g.groups {
             let dw = &mut dw[group * patch * outputs..][..patch * outputs];
             for range in chunks(g.positions(), self.chunk()) {
-                let (col, stride) = self.patch_rows(x, group, range.clone(), work);
+                let patches = self.patches(x, group, range.clone(), work);
                 let dz = &dz[range.start * g.output_channels + group * outputs..];
-                gemm(patch, outputs, range.len(), col, 1, stride, dz, g.output_channels, dw, outputs);
+                // The taps of one row of the kernel at a time: they stand side by side.
+                for (taps, offset) in tap_rows(patches.columns, patch) {
+                    let columns =
+                        Matrix { values: &patches.values[offset..], rows: Walk::even(1), columns: patches.rows };
+                    let dw = &mut dw[taps.start * outputs..];
+                    let dz_rows = Walk::even(g.output_channels);
+                    gemm_walk(Start::Add, taps.len(), outputs, range.len(), columns, dz, dz_rows, dw, outputs);
+                }
             }
         }
     }
@@ -236,13 +281,17 @@ impl Conv {
             let dbt = &mut dbt[group * rank * outputs..][..rank * outputs];
             for range in chunks(g.positions(), self.chunk()) {
                 let rows = range.len();
-                let (col, stride) = self.patch_rows(x, group, range.clone(), work);
+                let patches = self.patches(x, group, range.clone(), work);
                 let dz = &dz[range.start * g.output_channels + group * outputs..];
                 let (h, e) = (&mut h[..rows * rank], &mut e[..rows * rank]);
-                gemm_from(Start::Zero, rows, rank, patch, col, stride, 1, a_t, rank, h, rank);
+                gemm_walk(Start::Zero, rows, rank, patch, patches, a_t, Walk::even(rank), h, rank);
                 gemm_from(Start::Zero, rows, rank, outputs, dz, g.output_channels, 1, b, rank, e, rank);
                 h.iter_mut().chain(e.iter_mut()).for_each(|v| *v *= scale);
-                gemm(rank, patch, rows, e, 1, rank, col, stride, da, patch);
+                for (taps, offset) in tap_rows(patches.columns, patch) {
+                    let e = Matrix { values: e, rows: Walk::even(1), columns: Walk::even(rank) };
+                    let (col, da) = (&patches.values[offset..], &mut da[taps.start..]);
+                    gemm_walk(Start::Add, rank, taps.len(), rows, e, col, patches.rows, da, patch);
+                }
                 gemm(rank, outputs, rows, h, 1, rank, dz, g.output_channels, dbt, outputs);
             }
         }
@@ -257,23 +306,68 @@ impl Conv {
         }
     }
 
-    /// Patches of `range` as rows, and the distance between rows: straight from x where the layer is pointwise.
-    fn patch_rows<'a>(
+    /// Patches of `range` as rows: where they stand if the layer is pointwise or [`in_place`], else written out.
+    fn patches<'a>(
         &self,
         x: &'a [f32],
         group: usize,
         range: std::ops::Range<usize>,
         work: &'a mut [f32],
-    ) -> (&'a [f32], usize) {
+    ) -> Matrix<'a> {
         let g = &self.geometry;
         if g.is_pointwise() {
-            return (&x[range.start * g.input_channels + group * g.group_inputs()..], g.input_channels);
+            let values = &x[range.start * g.input_channels + group * g.group_inputs()..];
+            return Matrix { values, rows: Walk::even(g.input_channels), columns: Walk::even(1) };
+        }
+        if in_place(g) {
+            return plane(g, x, range, work);
         }
         let patch = g.patch();
         let col = &mut work[..range.len() * patch];
         g.patches(x, group, range, col);
-        (col, patch)
+        Matrix { values: col, rows: Walk::even(patch), columns: Walk::even(1) }
     }
+}
+
+/// y = start + w * x for a layer whose patches are read [`in_place`].
+fn convolve(g: &ConvGeometry, start: Start, x: &[f32], w: &[f32], y: &mut [f32], work: &mut [f32]) {
+    let outputs = g.output_channels;
+    for range in chunks(g.positions(), chunk_rows(g) * g.output[1]) {
+        let rows = range.len();
+        let y = &mut y[range.start * outputs..];
+        let patches = plane(g, x, range, work);
+        gemm_walk(start, rows, outputs, g.patch(), patches, w, Walk::even(outputs), y, outputs);
+    }
+}
+
+/// The patches of whole rows of output positions in the padded plane that they read.
+fn plane<'a>(g: &ConvGeometry, x: &[f32], range: std::ops::Range<usize>, work: &'a mut [f32]) -> Matrix<'a> {
+    let window = g.window(range.len() / g.output[1]);
+    let line = window[1] * g.input_channels;
+    let values = &mut work[..window[0] * line];
+    g.pad_window(x, range.start / g.output[1], window, values);
+    let rows = Walk { inner: g.output[1], step: g.stride[1] * g.input_channels, jump: g.stride[0] * line };
+    let columns = Walk { inner: g.kernel[1] * g.input_channels, step: 1, jump: g.dilation[0] * line };
+    Matrix { values, rows, columns }
+}
+
+/// Rows of output at a time.
+fn chunk_rows(g: &ConvGeometry) -> usize {
+    POSITIONS.div_ceil(g.output[1].max(1)).min(g.output[0])
+}
+
+fn window_len(g: &ConvGeometry) -> usize {
+    let window = g.window(chunk_rows(g));
+    window[0] * window[1] * g.input_channels
+}
+
+/// The values of a patch in pieces that stand side by side, and where each begins.
+fn tap_rows(columns: Walk, patch: usize) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> {
+    let inner = columns.inner.min(patch).max(1);
+    chunks(patch, inner).map(move |taps| {
+        let offset = taps.start / inner * columns.jump;
+        (taps, offset)
+    })
 }
 
 fn chunks(total: usize, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {

@@ -11,17 +11,30 @@
 pub mod batch_norm;
 pub mod binary;
 pub mod conv;
+pub mod conv_transpose;
+pub mod cumulative;
 pub mod depthwise;
+pub mod fold;
+pub mod function;
+pub mod index;
+pub mod lrn;
 pub mod matmul;
 pub mod movement;
+pub mod norm;
 pub mod pool;
+pub mod quantise;
+pub mod recurrent;
 pub mod reduce;
+pub mod repeat;
+pub mod resize;
+pub mod select;
 pub mod softmax;
 pub mod unary;
 
 #[cfg(test)]
 pub(crate) mod check;
 
+use self::conv::ConvWeights;
 pub use crate::kernels::conv_geometry;
 
 /// Activations that an operator has at most.
@@ -46,6 +59,12 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
     /// What the vjp needs; with `for_training` false nothing is saved.
     fn keeps(&self) -> Keeps;
 
+    /// The inputs that a gradient passes to. The others (a condition, an index) may come from anything: `vjp` is never asked
+    /// for theirs, and an operator without a gradient that leads to them is no obstacle.
+    fn differentiates(&self) -> [bool; MAX_INPUTS] {
+        [true; MAX_INPUTS]
+    }
+
     /// Scratch values that `forward` needs; contents on entry are arbitrary.
     fn forward_work(&self) -> usize {
         0
@@ -67,6 +86,34 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
     /// not read again.
     fn vjp(
         &self,
+        x: &[&[f32]],
+        y: &[f32],
+        saved: &[f32],
+        dy: &mut [f32],
+        dx: &mut [Option<&mut [f32]>],
+        work: &mut [f32],
+    );
+}
+
+/// Weights of one step that adapters may change at most: input and recurrent weight, for two directions.
+pub const MAX_WEIGHTS: usize = 4;
+
+/// The weights that a step runs with; its own frozen ones where there is none.
+pub type Weights<'a> = [Option<&'a ConvWeights>; MAX_WEIGHTS];
+
+/// Where the gradients of trained weights are added, in the order of `w`.
+pub type WeightGradients<'a> = [Option<&'a mut [f32]>; MAX_WEIGHTS];
+
+/// An operator that holds several weights which an adapter may change, each by itself.
+pub trait Weighted: Operator {
+    /// [`Operator::forward`] with other weights.
+    fn forward_with(&self, weights: &Weights, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], work: &mut [f32]);
+
+    /// [`Operator::vjp`] with other weights; adds to each `dw` that is wanted.
+    fn vjp_with(
+        &self,
+        weights: &Weights,
+        dw: WeightGradients,
         x: &[&[f32]],
         y: &[f32],
         saved: &[f32],

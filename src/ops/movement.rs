@@ -566,6 +566,28 @@ impl Operator for Constant {
     }
 }
 
+/// A row-major constant of `shape` with its dimensions in `order`: position i is dimension `order[i]`.
+pub(crate) fn permuted(values: &[f32], shape: &[usize], order: &[usize]) -> Vec<f32> {
+    let mut strides = vec![1usize; shape.len()];
+    for d in (0..shape.len().saturating_sub(1)).rev() {
+        strides[d] = strides[d + 1] * shape[d + 1];
+    }
+    let sizes: Vec<usize> = order.iter().map(|d| shape[*d]).collect();
+    let mut out = Vec::with_capacity(values.len());
+    let mut index = vec![0usize; order.len()];
+    for _ in 0..values.len() {
+        out.push(values[index.iter().zip(order).map(|(i, d)| i * strides[*d]).sum::<usize>()]);
+        for d in (0..index.len()).rev() {
+            index[d] += 1;
+            if index[d] < sizes[d] {
+                break;
+            }
+            index[d] = 0;
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::check::{Case, bits, indices, offset, values};

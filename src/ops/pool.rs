@@ -7,8 +7,9 @@
 //!   number, as in PyTorch. Kept: the winner's tap, one byte an output for up to 256 taps, else one slot.
 //! - Average: y = Σ x / n; dx += dy / n for each tap. n counts the taps inside the plane, with `count_include_pad` those
 //!   inside plane and padding. Positions that only `ceil_mode` reaches, beyond the end padding, are never counted.
+//! - Lp: y = (Σ |x|ᵖ)^(1/p); dx += dy · sign(x) (|x| / y)^(p − 1), 0 where y is 0 (ONNX LpPool). Kept: x, y.
 //!
-//! An output without a tap in the plane is −∞ for max and 0 for average, and has no gradient.
+//! An output without a tap in the plane is −∞ for max and 0 for the others, and has no gradient.
 
 use super::conv_geometry::ConvGeometry;
 use super::{Keeps, Operator};
@@ -312,6 +313,77 @@ impl Operator for AveragePool {
     }
 }
 
+/// The norm of each window.
+#[derive(Clone, Debug)]
+pub struct LpPool {
+    geometry: ConvGeometry,
+    p: i32,
+}
+
+impl LpPool {
+    /// A pool over `window` with p at least 1.
+    pub fn new(window: Window, p: i32) -> Self {
+        debug_assert!(p > 0);
+        Self { geometry: window.geometry(), p }
+    }
+}
+
+impl Operator for LpPool {
+    fn output_len(&self) -> usize {
+        self.geometry.output_len()
+    }
+
+    fn keeps(&self) -> Keeps {
+        Keeps { x: [true, false, false], y: true, saved: 0 }
+    }
+
+    fn forward(&self, x: &[&[f32]], y: &mut [f32], _saved: &mut [f32], _work: &mut [f32]) {
+        let (x, channels) = (x[0], self.geometry.input_channels);
+        visit(
+            &self.geometry,
+            y,
+            |y, o, _| y[o..o + channels].fill(0.0),
+            |y, o, _, i| {
+                for (y, x) in y[o..o + channels].iter_mut().zip(&x[i..i + channels]) {
+                    *y += x.abs().powi(self.p);
+                }
+            },
+            |y, o| {
+                for y in &mut y[o..o + channels] {
+                    *y = if self.p == 2 { y.sqrt() } else { y.powf(1.0 / self.p as f32) };
+                }
+            },
+        );
+    }
+
+    fn vjp(
+        &self,
+        x: &[&[f32]],
+        y: &[f32],
+        _saved: &[f32],
+        dy: &mut [f32],
+        dx: &mut [Option<&mut [f32]>],
+        _work: &mut [f32],
+    ) {
+        let Some(dx) = dx[0].as_deref_mut() else { return };
+        let (x, channels) = (x[0], self.geometry.input_channels);
+        visit(
+            &self.geometry,
+            dx,
+            |_, _, _| {},
+            |dx, o, _, i| {
+                for c in 0..channels {
+                    let (x, y) = (x[i + c], y[o + c]);
+                    if y != 0.0 && x != 0.0 {
+                        dx[i + c] += dy[o + c] * x.signum() * (x.abs() / y).powi(self.p - 1);
+                    }
+                }
+            },
+            |_, _| {},
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::check::{Case, distinct, values};
@@ -483,6 +555,21 @@ mod tests {
                     let oracle = |x: &[Vec<f64>]| pooled(&window, &x[0], pads_end, mean);
                     Case { op: &op, x: vec![x.clone()], oracle: &oracle }.run();
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn norms_agree_with_the_oracle() {
+        for p in [1, 2, 3] {
+            for window in windows() {
+                let window = Window { channels: 3, ..window };
+                let op = LpPool::new(window.clone(), p);
+                let norm = |x: Vec<f64>, _| x.iter().map(|x| x.abs().powi(p)).sum::<f64>().powf(1.0 / f64::from(p));
+                let oracle = |x: &[Vec<f64>]| pooled(&window, &x[0], [0, 0], norm);
+                // Near zero a norm bends within the steps of the difference.
+                let x = values(3, op.geometry.input_len()).iter().map(|v| v + 0.25f32.copysign(*v)).collect();
+                Case { op: &op, x: vec![x], oracle: &oracle }.run();
             }
         }
     }

@@ -3,6 +3,13 @@
 //! Convolutions and pools want channels last; a dense layer wants its features last; element-wise operators take what
 //! comes; a transpose only relabels. Where two of these meet, a permutation is made, once a value and order.
 
+mod conv_transpose;
+mod norm;
+mod quantise;
+mod recurrent;
+mod resize;
+mod select;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -18,7 +25,7 @@ use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::depthwise::FrozenDepthwise;
 use crate::ops::matmul::MatMul;
 use crate::ops::movement::{Constant, Copy, Pad, Permute, Place, Slice};
-use crate::ops::pool::{AveragePool, MaxPool, Window as PoolWindow};
+use crate::ops::pool::{AveragePool, LpPool, MaxPool, Window as PoolWindow};
 use crate::ops::reduce::Reduce;
 use crate::ops::softmax::Softmax;
 use crate::ops::unary::{Activation, Unary, UnaryKind};
@@ -41,6 +48,7 @@ pub(super) struct Lowering<'a> {
     placed: Vec<Option<Placed>>,
     permuted: HashMap<(ValueId, Order), SlotId>,
     fused: Vec<bool>,
+    whole: Vec<SlotId>,
     output: ValueId,
 }
 
@@ -56,6 +64,7 @@ impl<'a> Lowering<'a> {
             placed: vec![None; graph.values.len()],
             permuted: HashMap::new(),
             fused: vec![false; graph.nodes.len()],
+            whole: Vec::new(),
             output: 0,
         }
     }
@@ -76,7 +85,7 @@ impl<'a> Lowering<'a> {
         }
         let output = self.want(output, &row_major(graph.values[output].shape.len()))?;
         let sites = self.sites.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
-        Ok(Program { slots: self.slots, steps: self.steps, sites, input: input_slot, output })
+        Ok(Program { slots: self.slots, steps: self.steps, sites, whole: self.whole, input: input_slot, output })
     }
 
     fn shape(&self, value: ValueId) -> &'a [usize] {
@@ -188,6 +197,9 @@ impl<'a> Lowering<'a> {
 
     fn node(&mut self, id: NodeId, node: &'a Node) -> Result<(), PlanError> {
         let graph = self.graph;
+        if self.selection(node)? {
+            return Ok(());
+        }
         match &node.op {
             Op::Conv(window, groups) => self.conv(id, node, window, *groups),
             Op::MatMul | Op::Gemm { .. } if self.dense(id, node)? => Ok(()),
@@ -224,7 +236,11 @@ impl<'a> Lowering<'a> {
                 self.place(node.outputs[0], slot, placed.order);
                 Ok(())
             }
-            Op::MaxPool(window) | Op::AveragePool(window, _) => {
+            Op::ConvTranspose(window, groups) => self.conv_transpose(id, node, window, *groups),
+            Op::Resize(maps, fill) => self.resize(node, maps, *fill),
+            Op::Norm(kind, axes, groups) => self.norm(node, *kind, axes, *groups),
+            Op::Lrn(size, parameters) => self.lrn(node, *size, *parameters),
+            Op::MaxPool(window) | Op::AveragePool(window, _) | Op::LpPool(window, _) => {
                 let order = channels_last(self.shape(node.inputs[0]).len());
                 let x = self.want(node.inputs[0], &order)?;
                 let g = self.geometry(node, window, 1)?;
@@ -241,6 +257,7 @@ impl<'a> Lowering<'a> {
                     Op::AveragePool(_, counted) => {
                         self.op(node, AveragePool::new(pool, *counted, window.pads_end), vec![x])
                     }
+                    Op::LpPool(_, p) => self.op(node, LpPool::new(pool, *p), vec![x]),
                     _ => self.op(node, MaxPool::new(pool), vec![x]),
                 };
                 self.place(node.outputs[0], slot, order);
@@ -330,6 +347,9 @@ impl<'a> Lowering<'a> {
                 self.place(node.outputs[0], slot, placed.order);
                 Ok(())
             }
+            Op::Recurrent(layer) => self.recurrent(id, node, layer),
+            Op::Quantise(half, quantisation) => self.quantise(node, *half, quantisation),
+            Op::DynamicQuantise(part) => self.dynamic_quantise(node, *part),
             Op::Foreign(foreign) => {
                 let mut x = Vec::new();
                 for input in &node.inputs {
@@ -338,6 +358,9 @@ impl<'a> Lowering<'a> {
                 let mut y = Vec::new();
                 for output in &node.outputs {
                     let slot = self.slot(graph.values[*output].len());
+                    if !graph.values[*output].element.is_float() {
+                        self.whole.push(slot);
+                    }
                     self.place(*output, slot, row_major(self.shape(*output).len()));
                     y.push(slot);
                 }
@@ -352,6 +375,7 @@ impl<'a> Lowering<'a> {
                 });
                 Ok(())
             }
+            _ => Err(self.unsupported(node, "the plan does not know it")),
         }
     }
 
@@ -707,7 +731,7 @@ impl<'a> Lowering<'a> {
 }
 
 fn layer_has_bias(graph: &Graph, layer: &Site) -> bool {
-    layer.kind == SiteKind::Dense && layer.bias.is_some_and(|b| graph.values[b].stored)
+    layer.kind == SiteKind::Dense && layer.bias.is_some_and(|b| graph.values[b].is_in_file())
 }
 
 fn leading_ones(shape: &[usize], rank: usize) -> Vec<usize> {

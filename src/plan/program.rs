@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::lower::Lowering;
 use crate::graph::{Foreign, Graph, Site, ValueId};
 use crate::lora::{Adaptation, SiteStep};
-use crate::ops::{Keeps, Operator};
+use crate::ops::{Keeps, MAX_WEIGHTS, Operator, Weighted};
 
 /// Index of a buffer of a [`Program`].
 pub type SlotId = usize;
@@ -80,7 +80,16 @@ pub(crate) enum StepKind {
     Masked(MaskedOp),
     /// Adapted layer of that index.
     Site(usize),
+    /// An operator with several weights, of which those are adapted that have the index of a site.
+    Weighted(Arc<dyn Weighted>, [Option<usize>; MAX_WEIGHTS]),
     Foreign(Arc<dyn Foreign>),
+}
+
+impl StepKind {
+    /// Whether an adapter changes what it computes.
+    pub(crate) fn is_adapted(&self) -> bool {
+        matches!(self, Self::Site(_) | Self::Weighted(..))
+    }
 }
 
 /// Built in two forms: mask saved as bits, or read from the kept output.
@@ -109,6 +118,8 @@ pub struct Program {
     pub(crate) slots: Vec<usize>,
     pub(crate) steps: Vec<Step>,
     pub(crate) sites: Vec<SiteStep>,
+    /// Slots of whole numbers and truth values, which no gradient passes.
+    pub(crate) whole: Vec<SlotId>,
     /// Slot of the model input.
     pub input: SlotId,
     /// Slot of the value asked for, row-major.
@@ -143,11 +154,43 @@ impl Program {
     pub fn adapted_slots(&self) -> Vec<bool> {
         let mut adapted = vec![false; self.slots.len()];
         for step in &self.steps {
-            if matches!(step.kind, StepKind::Site(_)) || step.x.iter().any(|x| adapted[*x]) {
+            if step.kind.is_adapted() || step.x.iter().any(|x| adapted[*x]) {
                 step.y.iter().for_each(|y| adapted[*y] = true);
             }
         }
         adapted
+    }
+
+    /// Which slots a gradient has to reach: a path of inputs that are differentiated leads from an adapted layer to them,
+    /// and from them to slot `to`.
+    pub(crate) fn gradient_slots(&self, to: SlotId) -> Vec<bool> {
+        let mut from_site = vec![false; self.slots.len()];
+        for step in &self.steps {
+            let passes = |(k, x): (usize, &SlotId)| from_site[*x] && Self::differentiates(step, k);
+            if step.kind.is_adapted() || step.x.iter().enumerate().any(passes) {
+                step.y.iter().for_each(|y| from_site[*y] = true);
+            }
+            step.y.iter().filter(|y| self.whole.contains(y)).for_each(|y| from_site[*y] = false);
+        }
+        let mut to_loss = vec![false; self.slots.len()];
+        to_loss[to] = true;
+        for step in self.steps.iter().rev() {
+            if step.y.iter().any(|y| to_loss[*y] && from_site[*y]) {
+                let passed = step.x.iter().enumerate().filter(|(k, _)| Self::differentiates(step, *k));
+                passed.for_each(|(_, x)| to_loss[*x] = true);
+            }
+        }
+        from_site.iter().zip(to_loss).map(|(from, to)| *from && to).collect()
+    }
+
+    /// Whether a gradient passes to input `k` of a step.
+    pub(crate) fn differentiates(step: &Step, k: usize) -> bool {
+        let op = match &step.kind {
+            StepKind::Op(op) => op,
+            StepKind::Masked(op) => &op.bits,
+            StepKind::Site(_) | StepKind::Weighted(..) | StepKind::Foreign(_) => return true,
+        };
+        op.differentiates().get(k).copied().unwrap_or(true)
     }
 
     /// The slots where the frozen prefix ends: computed without any adapted layer, read by what depends on one.
@@ -172,7 +215,7 @@ impl Program {
     pub(crate) fn constant_slots(&self) -> Vec<bool> {
         let mut constant = vec![false; self.slots.len()];
         for step in &self.steps {
-            if step.x.iter().all(|x| constant[*x]) && !matches!(step.kind, StepKind::Site(_)) {
+            if step.x.iter().all(|x| constant[*x]) && !step.kind.is_adapted() {
                 step.y.iter().for_each(|y| constant[*y] = true);
             }
         }
@@ -197,6 +240,7 @@ impl Program {
     pub(crate) fn keeps(&self, step: &Step, output_kept: bool) -> Keeps {
         match &step.kind {
             StepKind::Op(op) => op.keeps(),
+            StepKind::Weighted(op, _) => op.keeps(),
             StepKind::Masked(op) if output_kept => op.output.keeps(),
             StepKind::Masked(op) => op.bits.keeps(),
             StepKind::Site(site) => {

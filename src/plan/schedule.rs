@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::arena::{Buffer, place};
-use super::program::{PlanError, Program, SlotId, StepKind};
+use super::program::{PlanError, Program, SlotId, Step, StepKind};
 use crate::graph::Foreign;
 use crate::lora::{SiteStep, SiteWeights};
-use crate::ops::{Keeps, MAX_INPUTS, Operator};
+use crate::ops::{Keeps, MAX_INPUTS, MAX_WEIGHTS, Operator, WeightGradients, Weighted, Weights};
 
 /// A place in the arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,7 @@ impl Region {
 enum Kind {
     Op(Arc<dyn Operator>),
     Site(usize, Box<SiteStep>),
+    Weighted(Arc<dyn Weighted>, [Option<usize>; MAX_WEIGHTS]),
     Foreign(Arc<dyn Foreign>),
 }
 
@@ -144,6 +145,10 @@ impl Plan {
                     op.forward(&x[..step.x.len()], y, saved, work);
                 }
                 Kind::Site(index, site) => site.forward(&sites[*index], x0, y, saved, work),
+                Kind::Weighted(op, of) => {
+                    let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
+                    op.forward_with(&weights(sites, of), &x[..step.x.len()], y, saved, work);
+                }
                 Kind::Foreign(_) => {}
             }
         }
@@ -210,10 +215,27 @@ impl Plan {
                     let accumulators = &mut accumulators[self.accumulators[*index].clone()];
                     site.vjp(&sites[*index], x0, y, saved, dy, wanted[0].then_some(dx0), accumulators, work);
                 }
+                Kind::Weighted(op, of) => {
+                    let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
+                    let mut dx = [wanted[0].then_some(dx0), wanted[1].then_some(dx1), wanted[2].then_some(dx2)];
+                    let ranges = of.map(|site| site.map_or(0..0, |site| self.accumulators[site].clone()));
+                    let places = accumulators.get_disjoint_mut(ranges).expect("each site has accumulators of its own");
+                    let mut dw = WeightGradients::default();
+                    for ((dw, place), site) in dw.iter_mut().zip(places).zip(of) {
+                        *dw = site.map(|_| place);
+                    }
+                    let inputs = step.x.len();
+                    op.vjp_with(&weights(sites, of), dw, &x[..inputs], y, saved, dy, &mut dx[..inputs], work);
+                }
                 Kind::Foreign(_) => {}
             }
         }
     }
+}
+
+/// The prepared weights of the sites that a step holds.
+fn weights<'a>(sites: &'a [SiteWeights], of: &[Option<usize>; MAX_WEIGHTS]) -> Weights<'a> {
+    of.map(|site| site.map(|site| sites[site].weights()))
 }
 
 /// What a buffer is for, while lifetimes are collected.
@@ -253,10 +275,11 @@ impl<'a> Builder<'a> {
         let forward_at = |i: usize| i + 1;
         let loss_at = count + 1;
         let backward_at = |i: usize| loss_at + 1 + (count - 1 - i);
-        let adapted = program.adapted_slots();
+        let gradient_at = program.gradient_slots(self.to[0]);
+        let passes = |step: &Step, k: usize| gradient_at[step.x[k]] && Program::differentiates(step, k);
         let slots = program.slots.len();
         let back: Vec<bool> =
-            self.steps.iter().map(|s| self.training && program.steps[*s].y.iter().any(|y| adapted[*y])).collect();
+            self.steps.iter().map(|s| self.training && program.steps[*s].y.iter().any(|y| gradient_at[*y])).collect();
         if self.training && !back.iter().any(|b| *b) {
             return Err(PlanError::NoSite);
         }
@@ -266,7 +289,7 @@ impl<'a> Builder<'a> {
         for (i, s) in self.steps.iter().enumerate() {
             let step = &program.steps[*s];
             if back[i] {
-                if let (StepKind::Foreign(_), true) = (&step.kind, step.x.iter().any(|x| adapted[*x])) {
+                if matches!(step.kind, StepKind::Foreign(_)) {
                     return Err(PlanError::NoGradient { node: step.node.clone(), op: step.op_type.clone() });
                 }
                 let keeps = program.keeps(step, false);
@@ -284,6 +307,7 @@ impl<'a> Builder<'a> {
                 let keeps = if back[i] { program.keeps(step, output_kept) } else { Keeps::default() };
                 let kind = match &step.kind {
                     StepKind::Op(op) => Kind::Op(op.clone()),
+                    StepKind::Weighted(op, of) => Kind::Weighted(op.clone(), *of),
                     StepKind::Masked(op) => Kind::Op(if output_kept { op.output.clone() } else { op.bits.clone() }),
                     StepKind::Site(site) => {
                         let mut own = program.sites[*site].clone();
@@ -313,14 +337,14 @@ impl<'a> Builder<'a> {
                     if keeps.x.get(k).copied().unwrap_or(false) {
                         touch(&mut life[*x], backward_at(i));
                     }
-                    if adapted[*x] {
+                    if passes(step, k) {
                         touch(&mut gradient_life[*x], backward_at(i));
                     }
                 }
             }
             for y in &step.y {
                 touch(&mut life[*y], forward_at(i));
-                if back[i] {
+                if back[i] && gradient_at[*y] {
                     touch(&mut gradient_life[*y], backward_at(i));
                     if keeps.y {
                         touch(&mut life[*y], backward_at(i));
@@ -345,6 +369,7 @@ impl<'a> Builder<'a> {
         for (i, (kind, keeps)) in resolved.iter().enumerate() {
             let (forward, backward) = match kind {
                 Kind::Op(op) => (op.forward_work(), op.vjp_work()),
+                Kind::Weighted(op, _) => (op.forward_work(), op.vjp_work()),
                 Kind::Site(_, site) => (site.forward_work(), site.vjp_work()),
                 Kind::Foreign(_) => (0, 0),
             };
@@ -389,7 +414,7 @@ impl<'a> Builder<'a> {
                 if keeps.x[k] {
                     out.x[k] = of(*x);
                 }
-                if adapted[*x] {
+                if passes(step, k) {
                     out.dx[k] = Some(gradient_of(*x));
                     out.clear[k] = !started[*x];
                     started[*x] = true;

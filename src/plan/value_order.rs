@@ -1,5 +1,7 @@
 //! The physical order of a value's dimensions.
 
+pub(crate) use crate::ops::movement::permuted;
+
 /// `order[i]` is the logical dimension at physical position i.
 pub(crate) type Order = Vec<usize>;
 
@@ -30,28 +32,6 @@ pub(crate) fn physical(shape: &[usize], order: &[usize]) -> Vec<usize> {
 /// Where logical dimension `axis` stands physically.
 pub(crate) fn position(order: &[usize], axis: usize) -> usize {
     order.iter().position(|d| *d == axis).unwrap_or(0)
-}
-
-/// Writes a row-major constant in physical order.
-pub(crate) fn permuted(values: &[f32], shape: &[usize], order: &[usize]) -> Vec<f32> {
-    let mut strides = vec![1usize; shape.len()];
-    for d in (0..shape.len().saturating_sub(1)).rev() {
-        strides[d] = strides[d + 1] * shape[d + 1];
-    }
-    let sizes = physical(shape, order);
-    let mut out = Vec::with_capacity(values.len());
-    let mut index = vec![0usize; order.len()];
-    for _ in 0..values.len() {
-        out.push(values[index.iter().zip(order).map(|(i, d)| i * strides[*d]).sum::<usize>()]);
-        for d in (0..index.len()).rev() {
-            index[d] += 1;
-            if index[d] < sizes[d] {
-                break;
-            }
-            index[d] = 0;
-        }
-    }
-    out
 }
 
 /// The order of a reshaped value, if it keeps its elements in place without being row-major: the dimensions other than

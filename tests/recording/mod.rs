@@ -293,7 +293,9 @@ fn kind(kind: SiteKind) -> &'static str {
     match kind {
         SiteKind::Conv => "conv",
         SiteKind::Depthwise => "depthwise",
+        SiteKind::ConvTranspose => "conv_transpose",
         SiteKind::Dense => "dense",
+        SiteKind::Recurrent => "recurrent",
         _ => "unknown",
     }
 }

@@ -518,6 +518,194 @@ def softmax_axes(name):
     return n.head(x, 7) and n.model()
 
 
+# ---- functions, reductions, choices, indices
+
+@net
+def functions(name):
+    """Opset 22: both forms of Gelu, PRelu with a slope a channel, Mish, HardSwish, Elu, Selu, Celu, Softsign."""
+    n = Net(name, 22, [3, 6, 5])
+    x = n.node("Gelu", n.conv("x", "a", 3, 7, [2, 2], gain=2.0))
+    x = n.node("PRelu", [n.conv(x, "b", 7, 5, [1, 1], gain=2.0), n.const(n.values("slope", [5, 1, 1], 0.5, 0.25))])
+    x = n.node("Gelu", n.conv(x, "c", 5, 6, [2, 1], gain=2.0), approximate="tanh")
+    x = n.node("HardSwish", n.conv(x, "d", 6, 5, [1, 1], gain=2.0))
+    x = n.node("Mish", n.conv(x, "e", 5, 6, [1, 2], gain=2.0))
+    x = n.node("Elu", n.conv(x, "f", 6, 5, [1, 1], gain=2.0), alpha=0.7)
+    x = n.node("Selu", n.conv(x, "g", 5, 6, [1, 1], gain=2.0))
+    x = n.node("Softsign", n.node("Celu", n.conv(x, "h", 6, 5, [2, 1], gain=2.0), alpha=0.5))
+    return n.head(x, 5) and n.model(ir=10)
+
+
+@net
+def functions_more(name):
+    """Opset 13: Erf, Softplus, HardSigmoid, Shrink, ThresholdedRelu, Sin, Cos, Atan, Pow, Reciprocal, Mean, and a slope that is an activation."""
+    n = Net(name, 13, [3, 6, 5])
+    x = n.conv("x", "a", 3, 6, [2, 2], gain=2.0)
+    x = n.node("Mean", [n.node("Erf", x), n.node("Sin", x), n.node("Cos", x), n.const(0.5)])
+    y = n.conv(x, "b", 6, 5, [1, 1], gain=3.0)
+    z = n.node("Softplus", n.conv(x, "c", 6, 5, [1, 1], gain=2.0))
+    x = n.node("PRelu", [y, n.node("Pow", [z, n.const(1.5)])])
+    x = n.node("Add", [n.node("Shrink", x, lambd=0.25, bias=0.125), n.node("Reciprocal", n.node("Add", [z, n.const(1.0)]))])
+    x = n.node("HardSigmoid", n.conv(x, "d", 5, 7, [2, 1], gain=2.0), alpha=0.3)
+    y = n.conv(x, "e", 7, 6, [1, 1], gain=2.0)
+    x = n.node("Add", [n.node("ThresholdedRelu", y, alpha=0.2), n.node("Atan", y)])
+    return n.head(x, 6) and n.model()
+
+
+def reductions(name, opset):
+    n = Net(name, opset, [3, 6, 5])
+    x = n.node("Tanh", n.conv("x", "a", 3, 5, [2, 2], gain=2.0))
+    p = n.node("Softplus", x)
+
+    def reduce(op, x, axes):
+        key = dict(axes=axes) if opset < 18 else {}
+        return n.node(op, [x] if opset < 18 else [x, n.ints(*axes)], keepdims=0, **key)
+    parts = [reduce(op, x, [2, 3]) for op in ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceMax", "ReduceMin")]
+    parts += [reduce("ReduceLogSumExp", x, [-1, 1]), reduce("ReduceLogSum", p, [1, 2])]
+    parts.append(reduce("ReduceProd", p, [1, 3]))
+    x = n.node("Concat", parts, axis=1)
+    return n.gemm(n.node("Tanh", n.gemm(x, "b", 39, 6)), "fc", 6, 5, out="logits") and n.model()
+
+
+NETS["reductions"] = lambda name: reductions(name, 13)
+NETS["reductions_18"] = lambda name: reductions(name, 18)
+
+
+@net
+def choices(name):
+    """Opset 18: Where on a comparison, ArgMax into a Gather of a table, Expand, Tile, Trilu, CumSum, an uneven Split, blocks."""
+    n = Net(name, 18, [3, 7, 7])
+    x = n.conv("x", "a", 3, 8, [2, 2])
+    x = n.node("DepthToSpace", x, blocksize=2, mode="CRD")
+    x = n.node("Where", [n.node("Greater", [x, n.const(0.25)]), x, n.node("Mul", [n.conv("x", "b", 3, 2, [1, 1], pads=[2, 3, 3, 2]), n.const(0.5)])])
+    x = n.node("SpaceToDepth", x, blocksize=3)
+    x = n.node("Tanh", n.conv(x, "c", 18, 4, [1, 1]))
+    x = n.node("Trilu", x, upper=0)
+    x = n.node("CumSum", [x, n.const(-1, dtype=np.int64)], reverse=1, exclusive=1)
+    x = n.node("Gather", [x, n.const([[0, -1], [2, 0]], dtype=np.int64)], axis=2)
+    x = n.node("Transpose", x, perm=[0, 2, 3, 1, 4])
+    x = n.node("Reshape", [x, n.ints(0, 4, 16)])
+    parts = n.node("Split", x, outputs=3, axis=2, num_outputs=3)
+    x = n.node("Add", [parts, n.node("Tile", [n.node("Slice", [f"{parts}_1", n.ints(0), n.ints(3), n.ints(2)]), n.ints(1, 1, 2)])])
+    x = n.node("Mul", [x, n.node("Expand", [n.node("ReduceMean", [f"{parts}_2", n.ints(2)], keepdims=1), n.ints(1, 4, 6)])])
+    x = n.node("Tanh", n.conv(x, "d", 4, 5, [2]))
+    flat = n.node("Reshape", [x, n.ints(0, 25)])
+    first = n.node("Gather", [n.const(n.values("table", [25, 4])), n.node("ArgMax", flat, axis=1, keepdims=0)], axis=0)
+    x = n.node("Concat", [n.gemm(flat, "e", 25, 4), first], axis=1)
+    return n.gemm(x, "fc", 8, 5, out="logits") and n.model()
+
+
+@net
+def einsum(name):
+    """Opset 13: dense layers spelled as Einsum with the weight either way round, attention in it, an outer product, a sum."""
+    n = Net(name, 13, [6, 8])
+    q = n.node("Einsum", ["x", n.weight("q_kernel", [8, 12], 8)], name="q", equation="bij,jk->bik")
+    k = n.node("Einsum", ["x", n.weight("k_kernel", [12, 8], 8)], name="k", equation="bij,kj->bik")
+    v = n.node("Einsum", ["x", n.weight("v_kernel", [8, 12], 8)], name="v", equation="bij,jk->bik")
+    heads = n.ints(0, 6, 3, 4)
+    q, k, v = (n.node("Reshape", [t, heads]) for t in (q, k, v))
+    scores = n.node("Softmax", n.node("Einsum", [q, k], equation="bqhd,bkhd->bhqk"), axis=-1)
+    x = n.node("Einsum", [scores, v], equation="bhqk,bkhd->bqhd")
+    x = n.node("Tanh", n.node("Einsum", [x, n.const(n.values("o_kernel", [3, 4, 7], 0.5))], equation="bqhd,hdo->bqo"))
+    s = n.node("Einsum", [x, x, n.const(n.values("mix", [7], 0.5))], equation="bqo,bqp,o->bp")
+    return n.gemm(s, "fc", 7, 5, out="logits") and n.model()
+
+
+# ---- normalisations, and layers that make planes larger
+
+def feature(n, key, size, scale=0.5, offset=1.0):
+    return n.const(n.values(key, [size], scale, offset), key)
+
+
+@net
+def norms(name):
+    """Opset 17: LayerNormalization over one and two axes and without bias, InstanceNormalization, LpNormalization, MVN, LRN."""
+    n = Net(name, 17, [3, 7, 6])
+    x = n.conv("x", "a", 3, 5, [2, 2])
+    x = n.node("InstanceNormalization", [x, feature(n, "in.scale", 5), feature(n, "in.bias", 5, 0.25, 0.0)], epsilon=1e-3)
+    x = n.node("LRN", n.conv(x, "b", 5, 7, [1, 2]), size=3, alpha=0.5, beta=0.6, bias=1.5)
+    x = n.node("MeanVarianceNormalization", n.conv(x, "c", 7, 6, [2, 1]), axes=[2, 3])
+    x = n.node("Reshape", [x, n.ints(0, 6, 20)])
+    shape = n.const(n.values("ln1.scale", [6, 20], 0.5, 1.0)), n.const(n.values("ln1.bias", [6, 20], 0.25))
+    x = n.node("LayerNormalization", [n.conv(x, "d", 6, 6, [1]), *shape], axis=1)
+    x = n.node("Transpose", x, perm=[0, 2, 1])
+    x = n.node("LayerNormalization", [n.matmul(x, "e", 6, 7), feature(n, "ln2.scale", 7)], epsilon=1e-6)
+    x = n.node("LpNormalization", n.matmul(x, "f", 7, 5), axis=-2)
+    x = n.node("LayerNormalization", [n.matmul(x, "g", 5, 5), feature(n, "ln3.scale", 5), feature(n, "ln3.bias", 5, 0.25, 0.0)])
+    return n.gemm(n.node("Flatten", x), "fc", 100, 5, out="logits") and n.model()
+
+
+@net
+def group_norm(name):
+    """Opset 21: three groups, one group, with a scale a channel. (The checker refuses the form of opset 18.)"""
+    n = Net(name, 21, [3, 6, 5])
+    x = n.conv("x", "a", 3, 6, [2, 2])
+    x = n.node("GroupNormalization", [x, feature(n, "gn1.scale", 6), feature(n, "gn1.bias", 6, 0.25, 0.0)], num_groups=3)
+    x = n.conv(n.node("Sigmoid", x), "b", 6, 5, [2, 1])
+    x = n.node("GroupNormalization", [x, feature(n, "gn2.scale", 5), feature(n, "gn2.bias", 5)], num_groups=1, epsilon=1e-3)
+    return n.head(n.node("Tanh", x), 5) and n.model(ir=10)
+
+
+@net
+def spelled_out(name):
+    """Opset 13, a transformer block as torch wrote it then: layer norm, Gelu, softmax and RMS norm as primitives."""
+    n = Net(name, 13, [6, 8])
+
+    def layer_norm(x, key, size):
+        d = n.node("Sub", [x, n.node("ReduceMean", x, axes=[-1])])
+        v = n.node("ReduceMean", n.node("Pow", [d, n.const(2.0)]), axes=[-1])
+        y = n.node("Div", [d, n.node("Sqrt", n.node("Add", [v, n.const(1e-5)]))])
+        return n.node("Add", [n.node("Mul", [y, feature(n, f"{key}.scale", size)]), feature(n, f"{key}.bias", size, 0.25, 0.0)])
+    h = layer_norm("x", "ln1", 8)
+    q, k, v = (n.matmul(h, key, 8, 8) for key in "qkv")
+    e = n.node("Exp", n.node("Mul", [n.node("MatMul", [q, n.node("Transpose", k, perm=[0, 2, 1])]), n.const(0.35)]))
+    x = n.node("MatMul", [n.node("Div", [e, n.node("ReduceSum", [e, n.ints(-1)])]), v])
+    x = n.node("Add", [n.matmul(x, "o", 8, 8), "x"])
+    u = n.matmul(layer_norm(x, "ln2", 8), "up", 8, 12)
+    g = n.node("Mul", [u, n.node("Add", [n.node("Erf", n.node("Div", [u, n.const(2 ** 0.5)])), n.const(1.0)])])
+    u = n.matmul(n.node("Mul", [g, n.const(0.5)]), "down", 12, 8)
+    cube = n.node("Mul", [n.node("Mul", [u, u]), u])
+    t = n.node("Tanh", n.node("Mul", [n.node("Add", [u, n.node("Mul", [cube, n.const(0.044715)])]), n.const(0.7978845608)]))
+    x = n.node("Add", [x, n.node("Mul", [u, n.node("Mul", [n.node("Add", [t, n.const(1.0)]), n.const(0.5)])])])
+    mean = n.node("ReduceMean", n.node("Mul", [x, x]), axes=[-1])
+    x = n.node("Mul", [x, n.node("Reciprocal", n.node("Sqrt", n.node("Add", [mean, n.const(1e-6)])))])
+    x = n.node("ReduceMean", n.node("Mul", [feature(n, "rms.scale", 8), x]), axes=[1], keepdims=0)
+    return n.gemm(x, "fc", 8, 5, out="logits") and n.model()
+
+
+@net
+def transposed(name):
+    """ConvTranspose: stride, one-sided pads, output_padding, dilation, groups, SAME_UPPER, 1-D, without bias. (The checker misreads output_shape.)"""
+    n = Net(name, 13, [3, 4, 5])
+
+    def up(x, key, cin, cout, kernel, group=1, bias=True, **attrs):
+        ins = [x, n.weight(f"{key}.weight", [cin, cout // group, *kernel], cin // group * int(np.prod(kernel)), 2.0)]
+        if bias:
+            ins.append(n.const(n.values(f"{key}.bias", [cout], 0.25), f"{key}.bias"))
+        return n.node("Tanh", n.node("ConvTranspose", ins, name=key, kernel_shape=list(kernel), group=None if group == 1 else group, **attrs))
+    x = up("x", "a", 3, 5, [3, 2], strides=[2, 1], pads=[1, 0, 0, 1], output_padding=[1, 0])
+    x = up(x, "b", 5, 6, [2, 3], dilations=[2, 1], bias=False)
+    x = up(x, "c", 6, 4, [2, 2], group=2, strides=[1, 2], pads=[0, 1, 1, 0])
+    x = up(x, "d", 4, 3, [3, 2], strides=[2, 2], auto_pad="SAME_UPPER")
+    x = n.node("ReduceMean", x, axes=[3], keepdims=0)
+    x = up(x, "e", 3, 5, [4], strides=[3], pads=[2, 1])
+    return n.head(x, 5) and n.model()
+
+
+@net
+def resized(name):
+    """Resize: nearest by scales, linear by sizes, align_corners, cubic, with antialias; opset 19."""
+    n = Net(name, 19, [3, 5, 4])
+    x = n.node("Tanh", n.conv("x", "a", 3, 5, [2, 2]))
+    x = n.node("Resize", [x, "", n.const([1.0, 1.0, 2.0, 3.0])], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    x = n.node("Tanh", n.conv(x, "b", 5, 6, [2, 2]))
+    x = n.node("Resize", [x, "", "", n.ints(11, 5)], mode="linear", axes=[2, 3])
+    x = n.node("Tanh", n.conv(x, "c", 6, 5, [3, 2]))
+    x = n.node("Resize", [x, "", "", n.ints(7, 9)], mode="linear", coordinate_transformation_mode="align_corners", axes=[2, 3])
+    x = n.node("Resize", [n.conv(x, "d", 5, 6, [1, 1]), "", "", n.ints(10, 5)], mode="cubic", axes=[2, 3])
+    x = n.node("Resize", [n.conv(x, "e", 6, 5, [1, 1]), "", "", n.ints(4, 3)], mode="linear", antialias=1, exclude_outside=1, axes=[2, 3])
+    return n.gemm(n.node("Flatten", x), "fc", 60, 5, out="logits") and n.model(ir=9)
+
+
 # ---- files as exporters leave them
 
 @net
@@ -573,6 +761,104 @@ def batch_of_one(name):
     x = n.node("Tanh", n.conv(x, "b", 5, 6, [3], strides=[4]))
     x = n.node("Reshape", [x, n.ints(1, 30)])
     return n.gemm(x, "fc", 30, 5, out="logits") and n.model()
+
+
+# ---- recurrent
+
+def recurrent(n, op, x, key, size, hidden, h0="", c0="", peepholes=False, bias=True, outputs=("Y",), **attrs):
+    """Names of the outputs that are asked for."""
+    gates = dict(RNN=1, GRU=3, LSTM=4)[op]
+    directions = 2 if attrs.get("direction") == "bidirectional" else 1
+    ins = [x, n.weight(f"{key}_W", [directions, gates * hidden, size], size), n.weight(f"{key}_R", [directions, gates * hidden, hidden], hidden)]
+    ins += [n.const(n.values(f"{key}_B", [directions, 2 * gates * hidden], 0.25), f"{key}_B") if bias else "", "", h0, c0]
+    ins += [n.const(n.values(f"{key}_P", [directions, 3 * hidden], 0.5), f"{key}_P")] if peepholes else []
+    while not ins[-1]:
+        ins.pop()
+    outs = [f"{key}_{o}" if o in outputs else "" for o in ("Y", "Y_h", "Y_c")]
+    while not outs[-1]:
+        outs.pop()
+    n.nodes.append(helper.make_node(op, ins, outs, name=key, hidden_size=hidden, **attrs))
+    return [o for o in outs if o]
+
+
+@net
+def gru(name):
+    """Reset behind the product, Y into a second layer with the reset before it, from a state that a layer gives."""
+    n = Net(name, 14, [6, 5])
+    x = n.node("Transpose", "x", perm=[1, 0, 2])
+    y, last = recurrent(n, "GRU", x, "first", 5, 6, outputs=("Y", "Y_h"), linear_before_reset=1)
+    y = n.node("Squeeze", [y, n.ints(1)])
+    start = n.node("Tanh", n.matmul(last, "start", 6, 7))
+    [last] = recurrent(n, "GRU", y, "second", 6, 7, h0=start, outputs=("Y_h",), direction="reverse")
+    x = n.node("Squeeze", [last, n.ints(0)])
+    return n.gemm(x, "fc", 7, 5, out="logits") and n.model()
+
+
+@net
+def lstm(name):
+    """Both directions with peepholes and all outputs; a second layer from both of its states, coupled gates."""
+    n = Net(name, 14, [5, 4])
+    x = n.node("Transpose", "x", perm=[1, 0, 2])
+    y, last, cell = recurrent(n, "LSTM", x, "both", 4, 5, peepholes=True, outputs=("Y", "Y_h", "Y_c"), direction="bidirectional")
+    y = n.node("Reshape", [n.node("Transpose", y, perm=[0, 2, 1, 3]), n.ints(0, -1, 10)])
+    first = lambda t: n.node("ReduceMean", t, axes=[0], keepdims=1)  # noqa: E731
+    second = recurrent(n, "LSTM", y, "next", 10, 5, h0=first(last), c0=first(cell), outputs=("Y",), bias=False)[0]
+    x = n.node("ReduceMean", second, axes=[0, 1], keepdims=0)
+    return n.gemm(x, "fc", 5, 5, out="logits") and n.model()
+
+
+@net
+def rnn(name):
+    """A convolution in front, opset 7, both directions, from constant states; Y_h alone."""
+    n = Net(name, 7, [3, 9], batch=1)
+    x = n.node("Transpose", n.conv("x", "a", 3, 4, [3], strides=[2]), perm=[2, 0, 1])
+    h0 = n.const(n.values("h0", [2, 1, 6], 0.5), "h0")
+    [last] = recurrent(n, "RNN", x, "turns", 4, 6, h0=h0, outputs=("Y_h",), direction="bidirectional", activations=["Tanh", "Sigmoid"])
+    x = n.node("Reshape", [n.node("Transpose", last, perm=[1, 0, 2]), n.ints(1, 12)])
+    return n.gemm(x, "fc", 12, 5, out="logits") and n.model(initializers_are_inputs=True)
+# ---- quantised bases
+
+def integers(n, key, shape, low, high, dtype):
+    """A constant of whole numbers low .. high."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    return n.const(np.round(n.values(key, shape, half, middle)).astype(dtype), key, dtype=dtype)
+
+
+def scales(n, key, fan_in, step, size=None):
+    """Scales for about unit gain of weights with `step` quanta on either side, one or `size`."""
+    values = n.values(key, [size or 1], 0.3, 1.0) * np.float32((3 / fan_in) ** 0.5 / step)
+    return n.const(values if size else values[0], key)
+
+
+def fake(n, x, key, scale, zero, dtype, between=lambda x: x):
+    """QuantizeLinear, what stands between, DequantizeLinear."""
+    a = [n.const(scale, f"{key}_scale"), n.const(zero, f"{key}_zero_point", dtype=dtype)]
+    return n.node("DequantizeLinear", [between(n.node("QuantizeLinear", [x, *a])), *a])
+
+
+def dequantised(n, key, shape, fan_in, size=None, axis=None, dtype=np.int8, zero=0):
+    low, high = (-100, 100) if dtype == np.int8 else (20, 220)
+    zeros = n.const(np.full(size, zero) if size else zero, f"{key}_zero_point", dtype=dtype)
+    ins = [integers(n, f"{key}_quantized", shape, low, high, dtype), scales(n, f"{key}_scale", fan_in, 100, size), zeros]
+    return n.node("DequantizeLinear", ins, axis=axis, out=f"{key}_DequantizeLinear_Output")
+
+
+@net
+def quantised(name):
+    """QDQ: per channel with a bias of 32 bits, per tensor without sign, a pool and shapes between the halves. Coarse, so that roundings show."""
+    n = Net(name, 13, [2, 6, 5])
+    x = fake(n, "x", "x", 0.13, 7, np.uint8)
+    bias = n.node("DequantizeLinear", [integers(n, "a.bias_quantized", [6], -400, 400, np.int32), scales(n, "a.bias_scale", 1, 3000, 6),
+                                       n.const(np.zeros(6), "a.bias_zero_point", dtype=np.int32)], axis=0)
+    x = n.node("Conv", [x, dequantised(n, "a.weight", [6, 2, 2, 2], 8, 6, 0), bias], name="a", kernel_shape=[2, 2], pads=[0, 1, 1, 0])
+    x = fake(n, n.node("Relu", x), "p", 0.17, 0, np.uint8, lambda x: n.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]))
+    x = n.node("Conv", [x, dequantised(n, "b.weight", [7, 6, 1, 1], 6, dtype=np.uint8, zero=122)], name="b", kernel_shape=[1, 1])
+    x = fake(n, x, "q", 0.11, -3, np.int8, lambda x: n.node("Transpose", x, perm=[0, 2, 3, 1]))
+    x = n.node("MatMul", [x, n.node("Transpose", [dequantised(n, "c_weight", [5, 7], 7)], perm=[1, 0])], name="c")
+    x = n.node("ReduceMean", x, axes=[1, 2], keepdims=0)
+    x = fake(n, x, "r", 0.07, 0, np.int8)
+    n.node("Gemm", [x, dequantised(n, "fc.weight", [5, 5], 5, 5, 0)], name="fc", out="logits", transB=1)
+    return n.model()
 
 
 # ---- endings: the same network, weights and adapters in front of each

@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 
 import generator
-from twin import Twin
+from twin import Twin, check_fake_quantise
 
 torch.set_num_threads(1)
 
@@ -121,7 +121,10 @@ def run_ort(model, case):
     unique.CopyFrom(model)
     for i, node in enumerate(unique.graph.node):
         node.name = str(i)  # ONNX Runtime refuses two nodes of one name
-    session = onnxruntime.InferenceSession(unique.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if any(n.op_type == "QuantizeLinear" for n in unique.graph.node):  # its optimiser would make integer operators that requantise in another way
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(unique.SerializeToString(), options, providers=["CPUExecutionProvider"])
     rows = case.x.split(1) if case.fixed else [case.x]
     return np.concatenate([session.run([case.output], {case.inputs: r.numpy()})[0].reshape(len(r), -1) for r in rows])
 
@@ -134,15 +137,21 @@ def merged(twin, trainable):
     """The file with every adapter merged into its weight; None where a site's tensors are shared or not plain."""
     model = onnx.ModelProto()
     model.CopyFrom(twin.model)
-    used = [s.initializer for s in twin.sites]
+    used = [(s.initializer, s.layout) for s in twin.sites]
     tensors = {t.name: t for t in model.graph.initializer}
     for n in model.graph.node:
         if n.op_type == "Constant" and n.attribute[0].name == "value":
             tensors[n.output[0]] = n.attribute[0].t
     for s in twin.sites:
-        node = next(n for n in model.graph.node if n.output[0] == s.output)
-        if used.count(s.initializer) > 1:
+        node = next(n for n in model.graph.node if s.output in n.output)
+        if used.count((s.initializer, s.layout)) > 1:
             return None
+        if s.initializer not in tensors:  # a dequantised constant: the layer reads a new float tensor instead
+            float_name = s.initializer + ".float"
+            for n in model.graph.node:
+                n.input[:] = [float_name if i == s.initializer else i for i in n.input]
+            model.graph.initializer.append(numpy_helper.from_array(twin.constants[s.initializer].numpy().astype(np.float32), float_name))
+            tensors[s.initializer] = model.graph.initializer[-1]
         get = lambda part: trainable[f"{s.site}.{part}"].detach().double().numpy()  # noqa: E731
         w = numpy_helper.to_array(tensors[s.initializer]).astype(np.float64)
         if s.by == "head":
@@ -163,6 +172,10 @@ def merged(twin, trainable):
             out = b.shape[0]
             delta = np.stack([np.tensordot(b[o].reshape(-1), a[(g := o * s.groups // out) * per:(g + 1) * per], 1) for o in range(out)])
             delta *= s.alpha / s.rank
+            if s.kind == "recurrent":
+                w[int(s.layout[-1])] += delta
+                put(tensors[s.initializer], w)
+                continue
             put(tensors[s.initializer], w + (delta.T if s.layout == "in_out" else delta))
     return model
 
@@ -278,6 +291,7 @@ def main():
     jobs += [(args.shared / f"{name}.onnx", True, None) for name in SHARED] if args.shared else []
     index_file = args.out / "index.json"
     failed = 0
+    check_fake_quantise()
     for path, shared, head in jobs:
         if args.only not in (None, path.stem):
             continue

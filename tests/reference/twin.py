@@ -9,7 +9,10 @@ LoRA is written here:
     conv       y = W * x + s·B * (A * x)                           A [r, in/groups, k…]   B [out, r/groups, 1…]
                A with the site's stride, padding, dilation and groups, B with its groups: merged,
                W[o] += s·Σ_j B[o, j]·A[group(o)·r/groups + j]
+    transposed W [in, out/groups, k…] as that of a conv from y to x     A [r, out/groups, k…]  B [in, r/groups, 1…]
     depthwise  y = scale·(W * x + bias) + shift                    scale [out], shift [out]
+    recurrent  W or R of one direction of an RNN, GRU or LSTM:     A [r, in]              B [gates·hidden, r]
+               W += s·B·A, gates in ONNX's order
 
 s = alpha / rank of the site. Everything is added to the weight as the file holds it: a Gemm's alpha multiplies the LoRA too.
 """
@@ -24,6 +27,9 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
+import norms
+import operators
+
 
 @dataclass
 class Site:
@@ -31,14 +37,17 @@ class Site:
     node: str          # ONNX node name, may be empty
     output: str        # first output of the node
     initializer: str   # name of the constant weight
-    kind: str          # conv | depthwise | matmul | matmul_left | gemm
-    layout: str        # of the initializer: oihw | oiw | in_out | out_in
+    kind: str          # conv | depthwise | conv_transpose | matmul | matmul_left | gemm | recurrent
+    layout: str        # of the initializer: oihw | oiw | in_out | out_in | stacked_0 | stacked_1
     groups: int
     weight_shape: list
     rank: int = 0
     alpha: int = 0
     by: str = ""       # peft | script | channel
     params: list = field(default_factory=list)  # {name, shape, scale, offset} as generator.values takes them
+
+
+FUNCTIONS = dict(RNN=["Tanh"], GRU=["Sigmoid", "Tanh"], LSTM=["Sigmoid", "Tanh", "Tanh"])  # of the gates, where the node names none
 
 
 def attributes(node):
@@ -135,6 +144,46 @@ def slice_axes(x, starts, ends, axes, steps):
     return x
 
 
+def spread(t, x, axis, block):
+    """A scale or zero point, broadcast over x: per tensor, along an axis, or in blocks."""
+    if block:
+        return t.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    return t.reshape([-1 if d == axis % x.dim() else 1 for d in range(x.dim())]) if t.numel() > 1 else t
+
+
+class Saturate(torch.autograd.Function):
+    """Rounds half to even and clamps; the gradient passes inside the range, bounds included (torch's clamp stops it at the bounds)."""
+
+    @staticmethod
+    def forward(context, x, zero, low, high):
+        q = torch.round(x) + zero
+        context.save_for_backward((q >= low) & (q <= high))
+        return q.clamp(low, high)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * context.saved_tensors[0], None, None, None
+
+
+def quantise(x, scale, zero, low, high):
+    """QuantizeLinear with a straight-through gradient: one inside low .. high, zero outside (check_fake_quantise)."""
+    return Saturate.apply(x / scale, zero, low, high)
+
+
+def check_fake_quantise():
+    """`quantise` and the way back have the values and gradients of torch's own fake quantisation (with scales of
+    exact reciprocals: torch multiplies by them), per tensor and per channel."""
+    x = (torch.arange(-400, 401) / 16).reshape(1, -1).repeat(3, 1).requires_grad_()
+    for zero, low, high in ((3, 0, 15), (0, -8, 7), (-2, -128, 127)):
+        per_tensor = torch.fake_quantize_per_tensor_affine(x, 0.5, zero, low, high)
+        scales, zeros = torch.tensor([0.25, 0.5, 2.0]), torch.full((3,), zero, dtype=torch.int32)
+        per_channel = torch.fake_quantize_per_channel_affine(x, scales, zeros, 0, low, high)
+        for theirs, scale in ((per_tensor, torch.tensor(0.5)), (per_channel, scales.reshape(3, 1))):
+            ours = (quantise(x, scale, zero, low, high) - zero) * scale
+            found, wanted = (torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs))
+            assert torch.equal(ours, theirs) and torch.equal(found.round(), wanted), "straight-through differs from torch"
+
+
 def softmax(x, axis, opset, f):
     if opset >= 13:
         return f(x, axis)
@@ -157,6 +206,7 @@ class Twin(nn.Module):
         graph = self.model.graph
         self.constants = {t.name: self.to_torch(numpy_helper.to_array(t)) for t in graph.initializer}
         self.file_constants = set(self.constants)  # what an adapter can be bound to: initializers and Constant nodes
+        self.quantised = {}                        # name of a dequantised constant → the integers
         self.origin = {}                           # name → (constant, transposed) behind Identity and 2-D Transpose
         self.input = next(i for i in graph.input if i.name not in self.constants)
         self.outputs = [o.name for o in graph.output]
@@ -169,11 +219,15 @@ class Twin(nn.Module):
                 self.constants[name] = value
             if node.op_type == "Constant":
                 self.file_constants.add(node.output[0])
+            elif node.op_type == "DequantizeLinear":
+                self.file_constants.add(node.output[0])
+                self.quantised[node.output[0]] = node.input[0]
             elif node.op_type in ("Identity", "Transpose") and self.constants[node.output[0]].dim() == 2:
                 source, turned = self.origin.get(node.input[0], (node.input[0], False))
                 self.origin[node.output[0]] = (source, turned ^ (node.op_type == "Transpose"))
         self.sites = self.find_sites()
         self.by_output = {s.output: s for s in self.sites}
+        self.recurrent = {(s.output, s.initializer, s.layout): s for s in self.sites if s.kind == "recurrent"}
         self.slot = {s.output: f"s{i}" for i, s in enumerate(self.sites)}
         self.adapted = False
         self.margin = math.inf  # smallest distance to a kink seen, relative to the rms of the tensor
@@ -192,7 +246,10 @@ class Twin(nn.Module):
     def find_sites(self):
         sites, taken = [], {}
         for node in self.model.graph.node:
-            if node.op_type not in ("Conv", "MatMul", "Gemm") or node.output[0] in self.constants:
+            if node.op_type in FUNCTIONS:
+                sites += self.recurrent_sites(node)
+                continue
+            if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
                 continue
             a = attributes(node)
             left = node.op_type == "MatMul" and node.input[0] in self.constants
@@ -205,24 +262,43 @@ class Twin(nn.Module):
             if node.op_type == "Conv":
                 depthwise = groups > 1 and shape[1] == 1
                 kind, layout = ("depthwise" if depthwise else "conv"), ("oihw" if len(shape) == 4 else "oiw")
+            elif node.op_type == "ConvTranspose":
+                kind, layout = "conv_transpose", ("oihw" if len(shape) == 4 else "oiw")
             elif len(shape) != 2:
                 continue
+            elif node.op_type == "Einsum":
+                kind, layout = "matmul", operators.einsum_layout(node)
             elif node.op_type == "Gemm":
                 kind, layout = "gemm", "out_in" if a.get("transB", 0) ^ turned else "in_out"
             else:
                 kind, layout = ("matmul_left", "out_in") if left else ("matmul", "in_out")
                 if turned:
                     layout = "in_out" if layout == "out_in" else "out_in"
-            key = source.removesuffix(".weight") if source.endswith(".weight") else (node.name or node.output[0])
+            stored = self.quantised.get(source, source).removesuffix("_quantized")
+            key = stored.removesuffix(".weight") if stored.endswith(".weight") else (node.name or node.output[0])
             taken[key] = taken.get(key, 0) + 1
             if taken[key] > 1:
                 key += f"#{taken[key]}"
             sites.append(Site(key, node.name, node.output[0], source, kind, layout, groups, shape))
         return sites
 
+    def recurrent_sites(self, node):
+        """W and R of each direction."""
+        output = next(o for o in node.output if o)
+        sites = []
+        for part in range(self.constants[node.input[1]].shape[0]):
+            for name, letter in zip(node.input[1:3], "WR"):
+                if name in self.file_constants:
+                    stem = name if name.rpartition(".")[2].startswith("weight") and "." in name else f"{node.name or output}.{letter}"
+                    key = stem + ("_reverse" if part else "")
+                    sites.append(Site(key, node.name, output, name, "recurrent", f"stacked_{part}", 1, list(self.constants[name].shape)))
+        return sites
+
     def oriented(self, site):
         """The site's weight as [out, in] or as the convolution's [out, in/groups, k…]."""
         w = self.constants[site.initializer]
+        if site.kind == "recurrent":
+            return w[int(site.layout[-1])]
         return w.t() if site.layout == "in_out" else w
 
     def plan(self, rank, alpha, delta):
@@ -314,10 +390,11 @@ class Twin(nn.Module):
         values = dict(self.constants)
         values[self.input.name] = x.to(self.dtype)
         for node in self.model.graph.node:
-            if node.output[0] in self.constants:
+            if next(o for o in node.output if o) in self.constants:
                 continue
             for name, value in zip(node.output, self.evaluate(node, values, self.by_output)):
-                values[name] = value
+                if name:
+                    values[name] = value
         return values
 
     def kink(self, x, at=0.0, skip_zeros=False):
@@ -354,6 +431,50 @@ class Twin(nn.Module):
             y = y * self.own[f"{site.site}.scale"].reshape(channel) + self.own[f"{site.site}.shift"].reshape(channel)
         return y
 
+    def recur(self, node, a, v):
+        """RNN, GRU and LSTM from the formulas of the specification: Y, Y_h, Y_c (layout 0, no clip, full lengths)."""
+        x, w, r, b, _, h0, c0, p = v + [None] * (8 - len(v))
+        output = next(o for o in node.output if o)
+        n, gates = r.shape[2], r.shape[1] // r.shape[2]
+        directions = dict(forward=[False], reverse=[True], bidirectional=[False, True])[a.get("direction", b"forward").decode()]
+        functions = [f.decode() for f in a.get("activations", [])] or FUNCTIONS[node.op_type] * len(directions)
+        assert a.get("layout", 0) == 0 and "clip" not in a
+        ys, hs, cs = [], [], []
+        for d, reverse in enumerate(directions):
+            f, *more = (getattr(torch, name.lower()) for name in functions[d * len(functions) // len(directions):][:len(FUNCTIONS[node.op_type])])
+            wd, rd = (self.part(output, name, t, d) for name, t in zip(node.input[1:3], (w, r)))
+            wb, rb = (b[d].chunk(2) if b is not None else (x.new_zeros(gates * n),) * 2)
+            h, c = (x.new_zeros(x.shape[1], n) if s is None else s[d] for s in (h0, c0))
+            pi, po, pf = p[d].chunk(3) if p is not None else (0.0,) * 3
+            y = [None] * len(x)
+            for t in reversed(range(len(x))) if reverse else range(len(x)):
+                ax = F.linear(x[t], wd, wb)
+                if node.op_type == "RNN":
+                    h = f(ax + F.linear(h, rd, rb))
+                elif node.op_type == "GRU":
+                    (xz, xr, xn), (rz, rr, rn), (bz, br, bn) = ax.chunk(3, -1), rd.chunk(3), rb.chunk(3)
+                    z, reset = f(xz + F.linear(h, rz, bz)), f(xr + F.linear(h, rr, br))
+                    new = xn + (reset * F.linear(h, rn, bn) if a.get("linear_before_reset", 0) else F.linear(reset * h, rn, bn))
+                    h = (1 - z) * more[0](new) + z * h
+                else:
+                    i, o, forget, new = (ax + F.linear(h, rd, rb)).chunk(4, -1)
+                    i = f(i + pi * c)
+                    forget = 1 - i if a.get("input_forget", 0) else f(forget + pf * c)
+                    c = forget * c + i * more[0](new)
+                    h = f(o + po * c) * more[1](c)
+                y[t] = h
+            ys.append(torch.stack(y))
+            hs.append(h)
+            cs.append(c)
+        return [torch.stack(ys, 1), torch.stack(hs), torch.stack(cs)]
+
+    def part(self, output, name, w, d):
+        """The matrix of direction d, with its adapter."""
+        site = self.recurrent.get((output, name, f"stacked_{d}"))
+        if site is None or not self.adapted:
+            return w[d]
+        return w[d] + site.alpha / site.rank * self.own[f"{site.site}.B"] @ self.own[f"{site.site}.A"]
+
     def evaluate(self, node, values, by_output):
         """The outputs of one node."""
         a = attributes(node)
@@ -377,6 +498,8 @@ class Twin(nn.Module):
                 y = self.dense(site, x)
                 y = a.get("alpha", 1.0) * (F.linear(x, w) if y is None else y)
                 return [y if arg(2) is None else y + a.get("beta", 1.0) * v[2]]
+            case "RNN" | "GRU" | "LSTM":
+                return self.recur(node, a, v)
             case "Add":
                 return [x + v[1]]
             case "Sub":
@@ -464,6 +587,17 @@ class Twin(nn.Module):
                 return [softmax(x, a.get("axis", 1 if self.opset < 13 else -1), self.opset, torch.softmax)]
             case "LogSoftmax":
                 return [softmax(x, a.get("axis", 1 if self.opset < 13 else -1), self.opset, torch.log_softmax)]
+            case "QuantizeLinear":
+                scale, zero = (spread(t, x, a.get("axis", 1), a.get("block_size", 0)) for t in v[1:3])
+                low, high = torch.iinfo(v[2].dtype).min, torch.iinfo(v[2].dtype).max
+                # What rounding may change lies at odd halves; in units of the quantum, as kinks are of the rms.
+                with torch.no_grad():
+                    self.margin = min(self.margin, float((x / scale - (x / scale).floor() - 0.5).abs().min() * scale.min() / x.square().mean().sqrt()))
+                return [quantise(x, scale, zero.to(self.dtype), low, high)]
+            case "DequantizeLinear":
+                scale = spread(v[1], x, a.get("axis", 1), a.get("block_size", 0))
+                zero = 0 if arg(2) is None else spread(v[2], x, a.get("axis", 1), a.get("block_size", 0))
+                return [(x.to(self.dtype) - zero) * scale]
             case "Identity":
                 return [x]
             case "Dropout":
@@ -488,4 +622,7 @@ class Twin(nn.Module):
                     return [self.to_torch(numpy_helper.to_array(a["value"]))]
                 key, value = next(iter(a.items()))
                 return [torch.tensor(value, dtype=torch.int64 if "int" in key else self.dtype)]
+        found = operators.evaluate(self, node, a, v) or norms.evaluate(self, node, a, v)
+        if found is not None:
+            return found
         raise NotImplementedError(f"{node.op_type} ({node.name})")

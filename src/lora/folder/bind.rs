@@ -91,7 +91,8 @@ impl AdapterSite {
         }
         let fits = match self.delta {
             Delta::ScaleShift { .. } => self.layout == Layout::OutInKernel,
-            _ => site.kind != SiteKind::Depthwise,
+            Delta::Full { .. } => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Recurrent),
+            Delta::LowRank { .. } => site.kind != SiteKind::Depthwise,
         };
         if fits { Ok(()) } else { differs("kind", &"another", &site.kind) }
     }

@@ -57,6 +57,7 @@ pub(super) enum LayoutName {
     OutInKernel,
     InOut,
     OutIn,
+    Stacked { part: usize },
 }
 
 /// What is read of PEFT's own fields.
@@ -138,6 +139,7 @@ impl SiteRecord {
                 Layout::OutInKernel => LayoutName::OutInKernel,
                 Layout::InOut => LayoutName::InOut,
                 Layout::OutIn => LayoutName::OutIn,
+                Layout::Stacked { part } => LayoutName::Stacked { part },
             },
             groups: site.groups,
             shape: site.weight_shape.clone(),

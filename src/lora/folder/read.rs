@@ -210,6 +210,7 @@ impl Folder {
                 LayoutName::OutInKernel => Layout::OutInKernel,
                 LayoutName::InOut => Layout::InOut,
                 LayoutName::OutIn => Layout::OutIn,
+                LayoutName::Stacked { part } => Layout::Stacked { part },
             },
             weight_shape: record.shape,
             groups: record.groups,

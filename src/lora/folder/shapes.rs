@@ -17,12 +17,16 @@ pub(super) struct Dims {
 
 impl Dims {
     pub(super) fn new(shape: &[usize], layout: Layout, groups: usize) -> Option<Self> {
-        let weight = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n > 0)?;
+        let mut weight = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n > 0)?;
         let (outputs, inputs, kernel) = match (layout, shape) {
             (Layout::OutInKernel, [out, inputs, kernel @ ..]) if !kernel.is_empty() => {
                 (*out, *inputs, Some(kernel.to_vec()))
             }
             (Layout::InOut, [inputs, out]) | (Layout::OutIn, [out, inputs]) if groups == 1 => (*out, *inputs, None),
+            (Layout::Stacked { part }, [parts, out, inputs]) if groups == 1 && part < *parts => {
+                weight /= parts;
+                (*out, *inputs, None)
+            }
             _ => return None,
         };
         inputs.checked_mul(groups)?;

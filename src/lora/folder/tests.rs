@@ -27,6 +27,7 @@ pub(crate) fn example() -> (Graph, Vec<Site>) {
             constant,
             stored,
             source: None,
+            quantised: None,
         });
         graph.values.len() - 1
     };

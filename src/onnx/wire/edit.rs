@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::half::f16_bits;
+use super::half::{bf16_bits, f16_bits};
 use super::{
-    ATTRIBUTE_FLOATS, ATTRIBUTE_NAME, ATTRIBUTE_TENSOR, BYTES, Contents, DOUBLE, Edit, FIXED32, FIXED64, FLOAT,
-    FLOAT16, FileTensor, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_NODE, MODEL_GRAPH, NODE_ATTRIBUTE, NODE_INPUT,
-    Replacement, TENSOR_DATA_TYPE, TENSOR_DIMS, TENSOR_DOUBLE_DATA, TENSOR_FLOAT_DATA, TENSOR_INT32_DATA, TENSOR_NAME,
-    TENSOR_RAW_DATA, VALUE_INFO_NAME, VALUE_INFO_TYPE, VARINT, WireError, fields, tensor,
+    ATTRIBUTE_FLOATS, ATTRIBUTE_NAME, ATTRIBUTE_TENSOR, BFLOAT16, BYTES, Contents, DOUBLE, Edit, FIXED32, FIXED64,
+    FLOAT, FLOAT16, FileTensor, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_NODE, MODEL_GRAPH, NODE_ATTRIBUTE, NODE_INPUT,
+    NODE_NAME, NODE_OP_TYPE, NODE_OUTPUT, NewNode, Replacement, TENSOR_DATA_TYPE, TENSOR_DIMS, TENSOR_DOUBLE_DATA,
+    TENSOR_FLOAT_DATA, TENSOR_INT32_DATA, TENSOR_NAME, TENSOR_RAW_DATA, VALUE_INFO_NAME, VALUE_INFO_TYPE, VARINT,
+    WireError, fields, tensor,
 };
 
 /// `file` with new values for the named tensors; every other byte as it is.
@@ -26,8 +27,14 @@ pub fn replace_tensors(file: &[u8], edits: &[Replacement<'_>]) -> Result<Vec<u8>
 /// A damaged file, a name or a node that is not there, external data, another shape, a type that is not a float.
 pub fn edit(file: &[u8], edits: &[Edit<'_>]) -> Result<Vec<u8>, WireError> {
     let contents = Contents::read(file)?;
-    let mut plan =
-        Plan { contents: &contents, replace: HashMap::new(), inputs: HashMap::new(), add: Vec::new(), node: 0 };
+    let mut plan = Plan {
+        contents: &contents,
+        replace: HashMap::new(),
+        inputs: HashMap::new(),
+        add: Vec::new(),
+        islands: HashMap::new(),
+        node: 0,
+    };
     for edit in edits {
         plan.check(edit)?;
     }
@@ -102,6 +109,7 @@ struct Plan<'c, 'e> {
     replace: HashMap<&'e str, &'e [f32]>,
     inputs: HashMap<usize, Vec<(usize, &'e str)>>,
     add: Vec<(Replacement<'e>, u64)>,
+    islands: HashMap<usize, &'e [NewNode]>,
     /// Nodes passed so far.
     node: usize,
 }
@@ -144,6 +152,17 @@ impl<'e> Plan<'_, 'e> {
                 }
                 self.inputs.entry(*node).or_default().push((*input, name));
             }
+            Edit::ReplaceNode { node, nodes } => {
+                let count = self.contents.nodes.len();
+                let asked = nodes.iter().filter_map(|n| n.attributes_of).chain([*node]).max().unwrap_or(0);
+                if asked >= count {
+                    return Err(WireError::NoNode { node: asked, nodes: count });
+                }
+                if self.islands.insert(*node, nodes).is_some() {
+                    let name = self.contents.nodes[*node].outputs.first().copied().unwrap_or_default().to_owned();
+                    return Err(WireError::Twice { name });
+                }
+            }
         }
         Ok(())
     }
@@ -151,19 +170,26 @@ impl<'e> Plan<'_, 'e> {
     fn float_tensor(&self, name: &str) -> Result<&FileTensor, WireError> {
         let tensor = self.contents.tensors.get(name).ok_or_else(|| WireError::NoTensor { name: name.to_owned() })?;
         match tensor.data_type {
-            FLOAT | FLOAT16 | DOUBLE => Ok(tensor),
+            FLOAT | FLOAT16 | DOUBLE | BFLOAT16 => Ok(tensor),
             data_type => Err(WireError::DataType { name: name.to_owned(), data_type }),
         }
     }
 
     fn graph<'a>(&mut self, message: &'a [u8]) -> Result<Pieces<'a>, WireError> {
         let mut out = Pieces::default();
+        let nodes = || fields(message).flatten().filter(|f| f.is(GRAPH_NODE, BYTES)).map(|f| f.bytes);
         for field in fields(message) {
             let field = field?;
             if field.is(GRAPH_INITIALIZER, BYTES)
                 && let Some(values) = self.replace.get(tensor(field.bytes)?.0)
             {
                 out.message(GRAPH_INITIALIZER, replace_values(field.bytes, values)?);
+            } else if let (true, Some(island)) = (field.is(GRAPH_NODE, BYTES), self.islands.get(&self.node)) {
+                for new in *island {
+                    let like = new.attributes_of.and_then(|of| nodes().nth(of));
+                    out.message(GRAPH_NODE, new_node(new, like.unwrap_or_default())?);
+                }
+                self.node += 1;
             } else if field.is(GRAPH_NODE, BYTES) {
                 match self.edited_node(field.bytes)? {
                     Some(node) => out.message(GRAPH_NODE, node),
@@ -217,9 +243,13 @@ impl<'e> Plan<'_, 'e> {
 }
 
 fn check_range(tensor: &Replacement<'_>, data_type: u64) -> Result<(), WireError> {
-    let lost = |v: &&f32| v.is_finite() && f16_bits(**v) & 0x7fff == 0x7c00;
-    match tensor.values.iter().find(lost) {
-        Some(value) if data_type == FLOAT16 => Err(WireError::Range { name: tensor.name.to_owned(), value: *value }),
+    let infinite = |v: f32| match data_type {
+        FLOAT16 => f16_bits(v) & 0x7fff == 0x7c00,
+        BFLOAT16 => bf16_bits(v) & 0x7fff == 0x7f80,
+        _ => false,
+    };
+    match tensor.values.iter().find(|v| v.is_finite() && infinite(**v)) {
+        Some(value) => Err(WireError::Range { name: tensor.name.to_owned(), value: *value }),
         _ => Ok(()),
     }
 }
@@ -289,6 +319,7 @@ fn replace_values<'a>(message: &'a [u8], values: &[f32]) -> Result<Pieces<'a>, W
 fn raw(data_type: u64, values: &[f32]) -> Vec<u8> {
     match data_type {
         FLOAT16 => values.iter().flat_map(|v| f16_bits(*v).to_le_bytes()).collect(),
+        BFLOAT16 => values.iter().flat_map(|v| bf16_bits(*v).to_le_bytes()).collect(),
         DOUBLE => values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
@@ -297,13 +328,19 @@ fn raw(data_type: u64, values: &[f32]) -> Vec<u8> {
 /// The field that holds `values` as a list, packed into one or one a value.
 fn typed(number: u64, data_type: u64, values: &[f32], packed: bool) -> Vec<u8> {
     let mut out = Vec::new();
+    let half = match data_type {
+        FLOAT16 => Some(f16_bits as fn(f32) -> u16),
+        BFLOAT16 => Some(bf16_bits as fn(f32) -> u16),
+        _ => None,
+    };
     if packed {
-        let list = if data_type == FLOAT16 {
-            let mut list = Vec::new();
-            values.iter().for_each(|v| put_varint(&mut list, f16_bits(*v).into()));
-            list
-        } else {
-            raw(data_type, values)
+        let list = match half {
+            Some(bits) => {
+                let mut list = Vec::new();
+                values.iter().for_each(|v| put_varint(&mut list, bits(*v).into()));
+                list
+            }
+            None => raw(data_type, values),
         };
         out = head(number, list.len());
         out.extend(list);
@@ -311,18 +348,35 @@ fn typed(number: u64, data_type: u64, values: &[f32], packed: bool) -> Vec<u8> {
     }
     for value in values {
         let wire = match data_type {
-            FLOAT16 => VARINT,
+            FLOAT16 | BFLOAT16 => VARINT,
             DOUBLE => FIXED64,
             _ => FIXED32,
         };
         put_varint(&mut out, number << 3 | u64::from(wire));
         match data_type {
             FLOAT16 => put_varint(&mut out, f16_bits(*value).into()),
+            BFLOAT16 => put_varint(&mut out, bf16_bits(*value).into()),
             DOUBLE => out.extend(f64::from(*value).to_le_bytes()),
             _ => out.extend(value.to_le_bytes()),
         }
     }
     out
+}
+
+/// NodeProto { input, output, name, op_type } with the attributes of the node `like`.
+fn new_node<'a>(new: &NewNode, like: &'a [u8]) -> Result<Pieces<'a>, WireError> {
+    let mut out = Pieces::default();
+    new.inputs.iter().for_each(|n| out.bytes(NODE_INPUT, n.as_bytes().to_vec()));
+    new.outputs.iter().for_each(|n| out.bytes(NODE_OUTPUT, n.as_bytes().to_vec()));
+    out.bytes(NODE_NAME, new.name.as_bytes().to_vec());
+    out.bytes(NODE_OP_TYPE, new.op_type.as_bytes().to_vec());
+    for field in fields(like) {
+        let field = field?;
+        if field.is(NODE_ATTRIBUTE, BYTES) {
+            out.copy(field.span);
+        }
+    }
+    Ok(out)
 }
 
 fn new_tensor(new: &Replacement<'_>, data_type: u64) -> Vec<u8> {

@@ -25,6 +25,15 @@ pub(crate) fn f16_bits(value: f32) -> u16 {
     sign | half as u16
 }
 
+/// The nearest bfloat16, the upper half of a float, ties to even; what is too large becomes infinite.
+pub(crate) fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
 /// The value of a 16-bit float.
 pub(crate) fn f16_value(bits: u16) -> f32 {
     let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };

@@ -1,6 +1,6 @@
 //! A small model built by hand, edited, and damaged in every way.
 
-use super::half::f16_bits;
+use super::half::{bf16_bits, f16_bits};
 use super::{
     ATTRIBUTE_TENSOR, BYTES, Contents, Edit, Field, FileTensor, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_NODE, MAX_DEPTH,
     MODEL_GRAPH, NODE_ATTRIBUTE, Replacement, VARINT, WireError, edit, f16_value, fields, replace_tensors,
@@ -280,5 +280,13 @@ fn halves_round_to_nearest_even() {
         assert_eq!(f16_bits(f32::from_bits(middle.to_bits() - 1)), bits);
         assert_eq!(f16_bits(-f32::from_bits(middle.to_bits() + 1)), 0x8000 | (bits + 1));
     }
+    let upper = |bits: u32| bf16_bits(f32::from_bits(bits));
+    // Below, at and above the middle of two, after an even and after an odd one; a carry into the exponent.
+    assert_eq!(
+        [upper(0x3f80_7fff), upper(0x3f80_8000), upper(0x3f80_8001), upper(0x3f81_8000)],
+        [0x3f80, 0x3f80, 0x3f81, 0x3f82]
+    );
+    assert_eq!((upper(0x3fff_ffff), upper(0x7f7f_ffff), bf16_bits(f32::INFINITY)), (0x4000, 0x7f80, 0x7f80));
+    assert!(upper(0x7f80_0001) > 0x7f80);
     assert_eq!((f16_bits(65519.0), f16_bits(65520.0), f16_bits(1e-8)), (0x7bff, 0x7c00, 0));
 }

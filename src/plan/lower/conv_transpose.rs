@@ -1,0 +1,66 @@
+//! Transposed convolutions, frozen or adapted.
+
+use std::sync::Arc;
+
+use super::Lowering;
+use crate::graph::{Node, NodeId, Window};
+use crate::lora::SiteStep;
+use crate::ops::conv::ConvWeights;
+use crate::ops::conv_geometry::ConvGeometry;
+use crate::ops::conv_transpose::{ConvTranspose, FrozenConvTranspose};
+use crate::plan::program::{PlanError, StepKind};
+use crate::plan::value_order::channels_last;
+
+impl Lowering<'_> {
+    pub(super) fn conv_transpose(
+        &mut self,
+        id: NodeId,
+        node: &Node,
+        window: &Window,
+        groups: usize,
+    ) -> Result<(), PlanError> {
+        let Some(layer) = self.graph.layer(id) else {
+            return Err(self.unsupported(node, "its weight must be a constant of the file"));
+        };
+        let forward = self.geometry(node, window, groups)?;
+        let mirror = ConvGeometry {
+            input: forward.output,
+            input_channels: forward.output_channels,
+            output: forward.input,
+            output_channels: forward.input_channels,
+            ..forward
+        };
+        let bias = match node.inputs.get(2) {
+            Some(b) => match self.graph.values[*b].constant.as_deref() {
+                Some(bias) => bias.to_vec(),
+                None => return Err(self.unsupported(node, "its bias must be a constant of the file")),
+            },
+            None => Vec::new(),
+        };
+        let graph = self.graph;
+        let pack = || {
+            let file = graph.values[layer.weight].constant.clone().unwrap_or_default();
+            let mut weights = ConvWeights { w: vec![0.0; file.len()], ..ConvWeights::default() };
+            layer.weight_to_kernel(&file, &mut weights.w);
+            weights.transpose(&mirror);
+            Arc::new(weights)
+        };
+        let weights = self.packed.entry((graph.original(id), false)).or_insert_with(pack).clone();
+
+        let order = channels_last(self.shape(node.inputs[0]).len());
+        let x = self.want(node.inputs[0], &order)?;
+        let multiply_adds = mirror.multiply_adds();
+        let layer = ConvTranspose::new(mirror, bias);
+        let len = layer.output_len();
+        let kind = match self.adapted_as(id) {
+            Some(index) => {
+                self.sites[index] = Some(SiteStep::transposed(layer, weights, self.adapted[index].1));
+                StepKind::Site(index)
+            }
+            None => StepKind::Op(Arc::new(FrozenConvTranspose { layer, weights })),
+        };
+        let slot = self.step(node, kind, vec![x], len, multiply_adds);
+        self.place(node.outputs[0], slot, order);
+        Ok(())
+    }
+}
