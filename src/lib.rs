@@ -63,7 +63,7 @@ pub mod cli;
 pub use features::{Augment, FrontEnd};
 pub use lora::{Adapter, AdapterSpec};
 pub use manifest::Manifest;
-pub use model::{Model, ModelError, ModelOptions};
+pub use model::{MergedStage, Model, ModelError, ModelOptions};
 pub use ndarray;
 pub use session::Session;
 pub use train::{Evaluation, Examples, Splits, TrainConfig, Trainer};

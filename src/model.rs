@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
-use crate::graph::{Choice, Ending, Graph, Head, HeadError, Site, ValueId, choose};
+use crate::graph::{
+    Chain, ChainError, Choice, Ending, Frames, Graph, Head, HeadError, Link, Site, Stage, ValueId, choose,
+};
 use crate::lora::merge::{MergeError, Merged};
-use crate::lora::{Adapter, AdapterError, AdapterSpec};
+use crate::lora::{Adapter, AdapterError, AdapterSpec, StageBase};
 use crate::manifest::{Manifest, ManifestError};
 use crate::onnx::OnnxError;
 use crate::plan::PlanError;
@@ -31,6 +33,28 @@ pub enum ModelError {
     /// The manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Stages that do not fit together.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A file of a chain that cannot be read with what it is fed.
+    #[error("{source} (stage {index}, fed {fed:?})")]
+    Stage {
+        /// Its place, from 1.
+        index: usize,
+        /// Shape of what the stage before it gives.
+        fed: Vec<usize>,
+        /// What is wrong.
+        source: Box<ModelError>,
+    },
+    /// One file was asked of a chain.
+    #[error(
+        "the model is a chain of {stages} ONNX files, which cannot be merged into one: name a folder for the merged files \
+         and their manifest (in the library, `Model::merge_stages`)"
+    )]
+    OneOfMany {
+        /// Its stages.
+        stages: usize,
+    },
     /// The front end.
     #[error(transparent)]
     Feature(#[from] FeatureError),
@@ -127,6 +151,36 @@ pub struct Model {
     head: Option<Head>,
     /// The model without its head.
     base: Option<Arc<Model>>,
+    chain: Option<Arc<Stages>>,
+}
+
+/// The parts of a model that is a chain.
+#[derive(Debug)]
+struct Stages {
+    stages: Vec<Stage>,
+    files: Vec<StageBase>,
+}
+
+/// A stage's ONNX file after merging.
+#[derive(Clone, Debug)]
+pub struct MergedStage {
+    /// Its file name, different from that of every other stage.
+    pub name: String,
+    /// The file's bytes.
+    pub bytes: Vec<u8>,
+    /// Layers merged into it; with 0 the bytes are those of the frozen file.
+    pub sites: usize,
+    /// What had to be added to the file.
+    pub notes: Vec<String>,
+}
+
+#[cfg(feature = "onnx")]
+fn load_file(onnx: &Path, options: &crate::onnx::LoadOptions) -> Result<(Graph, String), ModelError> {
+    let wrong = |source| ModelError::Onnx { path: onnx.to_owned(), source };
+    let graph = crate::onnx::load(onnx, options).map_err(wrong)?;
+    let read = |source| OnnxError::Read { path: onnx.to_owned(), source };
+    let sha256 = crate::manifest::sha256_hex(onnx).map_err(|e| wrong(read(e)))?;
+    Ok((graph, sha256))
 }
 
 impl Model {
@@ -151,24 +205,61 @@ impl Model {
         if let Some(manifest) = &manifest {
             manifest.check_sha256()?;
         }
+        if let Some(manifest) = manifest.as_ref().filter(|m| !m.stages.is_empty()) {
+            return Self::open_chain(path, manifest, options);
+        }
         let onnx = manifest.as_ref().map_or(path, |m| m.onnx.as_path());
         let said = manifest.clone().unwrap_or_default();
         let output = options.output.clone().or(said.output);
+        let front_end = options.front_end.clone().or(said.front_end);
         let load = crate::onnx::LoadOptions {
             input: said.input,
             input_shape: options.input_shape.clone().or(said.input_shape),
+            fed: front_end.as_ref().and_then(FrontEnd::fixed_shape),
             outputs: output.into_iter().collect(),
         };
-        let wrong = |source| ModelError::Onnx { path: onnx.to_owned(), source };
-        let graph = crate::onnx::load(onnx, &load).map_err(wrong)?;
-        let read = |source| OnnxError::Read { path: onnx.to_owned(), source };
-        let sha256 = crate::manifest::sha256_hex(onnx).map_err(|e| wrong(read(e)))?;
+        let (graph, sha256) = load_file(onnx, &load)?;
         let labels = if options.labels.is_empty() { said.labels } else { options.labels.clone() };
-        let front_end = options.front_end.clone().or(said.front_end);
         let mut model = Self::from_graph(graph, labels, front_end.as_ref())?;
         model.sha256 = Some(sha256);
         model.path = onnx.to_owned();
         model.manifest = manifest;
+        Ok(model)
+    }
+
+    /// The stages of a manifest as one model; `options` speak of the whole: its input, and the last stage's output.
+    #[cfg(feature = "onnx")]
+    fn open_chain(path: &Path, manifest: &Manifest, options: &ModelOptions) -> Result<Self, ModelError> {
+        let front_end = options.front_end.as_ref().or(manifest.front_end.as_ref());
+        let input_shape = options.input_shape.clone().or_else(|| manifest.input_shape.clone());
+        let mut chain = Chain::new(input_shape.or_else(|| front_end?.fixed_shape()).as_deref());
+        let mut files = Vec::new();
+        for (index, stage) in manifest.stages.iter().enumerate() {
+            let frames = stage.window.map(|window| Frames { window, hop: stage.hop.unwrap_or(window) });
+            let asked = options.output.as_ref().filter(|_| index + 1 == manifest.stages.len());
+            let load = crate::onnx::LoadOptions {
+                input: stage.input.clone(),
+                input_shape: stage.input_shape.clone(),
+                fed: chain.offers(frames),
+                outputs: asked.or(stage.output.as_ref()).cloned().into_iter().collect(),
+            };
+            let (graph, sha256) = load_file(&stage.onnx, &load).map_err(|error| match load.fed.clone() {
+                Some(fed) => ModelError::Stage { index: index + 1, fed, source: Box::new(error) },
+                None => error,
+            })?;
+            let name = stage.onnx.file_name().and_then(|n| n.to_str()).unwrap_or("stage").to_owned();
+            let (scale, offset) = (stage.scale as f32, stage.offset as f32);
+            chain.push(&name, graph, &Link { frames, scale, offset, frozen: stage.frozen })?;
+            files.push(StageBase { onnx: name, sha256, sites: Vec::new() });
+        }
+        let (graph, stages) = chain.finish();
+        let labels = if options.labels.is_empty() { manifest.labels.clone() } else { options.labels.clone() };
+        let mut model = Self::from_graph(graph, labels, front_end)?;
+        let sums: Vec<&str> = files.iter().map(|file| file.sha256.as_str()).collect();
+        model.sha256 = Some(crate::manifest::sha256_hex_of(sums.join("\n").as_bytes()));
+        model.path = path.to_owned();
+        model.manifest = Some(manifest.clone());
+        model.chain = Some(Arc::new(Stages { stages, files }));
         Ok(model)
     }
 
@@ -214,6 +305,7 @@ impl Model {
             manifest: None,
             head: None,
             base: None,
+            chain: None,
         })
     }
 
@@ -247,12 +339,12 @@ impl Model {
         &self.labels
     }
 
-    /// sha256 of the ONNX file in hex, if it came from one.
+    /// sha256 of the ONNX file in hex, if it came from one; of a chain, that of the lines of its stages' sha256.
     pub fn sha256(&self) -> Option<&str> {
         self.sha256.as_deref()
     }
 
-    /// The ONNX file, if it came from one.
+    /// The ONNX file, if it came from one; of a chain, its manifest.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -260,6 +352,11 @@ impl Model {
     /// The manifest, if it came with one.
     pub fn manifest(&self) -> Option<&Manifest> {
         self.manifest.as_ref()
+    }
+
+    /// The stages of a chain in their order; none of a model that is one file.
+    pub fn stages(&self) -> &[Stage] {
+        self.chain.as_ref().map_or(&[], |chain| &chain.stages)
     }
 
     /// Turns samples into model inputs.
@@ -326,7 +423,32 @@ impl Model {
         adapter.base_name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().into();
         adapter.labels = self.labels.clone();
         adapter.head = self.head.clone();
+        adapter.stages = self.stage_bases(&chosen_sites(&adapter, &sites));
         Ok(adapter)
+    }
+
+    /// The sites of an adapter in this model, after checking that it belongs to it; of a chain, file by file.
+    fn bind(&self, adapter: &Adapter) -> Result<Vec<Site>, AdapterError> {
+        if let Some(chain) = &self.chain {
+            for (expected, found) in adapter.stages.iter().zip(&chain.files) {
+                if !expected.sha256.eq_ignore_ascii_case(&found.sha256) {
+                    let (name, expected, found) =
+                        (expected.onnx.clone(), expected.sha256.clone(), found.sha256.clone());
+                    return Err(AdapterError::WrongBase { name, expected, found });
+                }
+            }
+        }
+        adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())
+    }
+
+    /// The files of a chain with the keys of those of `sites` that are in each.
+    fn stage_bases(&self, sites: &[Site]) -> Vec<StageBase> {
+        let Some(chain) = &self.chain else { return Vec::new() };
+        let of = |stage: &Stage| {
+            sites.iter().filter(|site| stage.site(site).is_some()).map(|site| site.key.clone()).collect()
+        };
+        let both = chain.stages.iter().zip(&chain.files);
+        both.map(|(stage, file)| StageBase { sites: of(stage), ..file.clone() }).collect()
     }
 
     /// A trainer that goes on from `adapter`.
@@ -339,23 +461,23 @@ impl Model {
         Ok(Trainer::new(&model.graph, model.input, model.ending, adapter, sites, threads)?)
     }
 
-    fn bind(&self, adapter: &Adapter) -> Result<Vec<Site>, ModelError> {
-        Ok(adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?)
-    }
-
     /// Reads an adapter folder and checks that it belongs to this model.
     ///
     /// # Errors
     /// A damaged folder, an adapter of another base.
     pub fn read_adapter(&self, folder: &Path) -> Result<Adapter, ModelError> {
-        let adapter = match crate::lora::read(folder) {
+        let mut adapter = match crate::lora::read(folder) {
             // Trained in PyTorch: only the base says what its tensors are.
             Err(AdapterError::Plain { .. }) => {
-                return Ok(crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?.0);
+                crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?.0
             }
             read => read?,
         };
-        self.for_adapter(&adapter)?.bind(&adapter)?;
+        // Of a chain, which file is another says more than the sha256 of the whole.
+        let sites = self.for_adapter(&adapter)?.bind(&adapter)?;
+        if adapter.stages.is_empty() {
+            adapter.stages = self.stage_bases(&sites);
+        }
         Ok(adapter)
     }
 
@@ -375,12 +497,12 @@ impl Model {
     /// An adapter of another base, an ONNX file that is no longer there or another, a weight that cannot be changed for one
     /// node alone.
     pub fn merge(&self, adapter: &Adapter) -> Result<Merged, ModelError> {
+        if !self.stages().is_empty() {
+            return Err(ModelError::OneOfMany { stages: self.stages().len() });
+        }
         let model = self.for_adapter(adapter)?;
         let sites = model.bind(adapter)?;
-        let bytes = std::fs::read(&self.path).map_err(|source| {
-            let path = self.path.clone();
-            ModelError::Onnx { path: path.clone(), source: OnnxError::Read { path, source } }
-        })?;
+        let bytes = read_onnx(&self.path)?;
         let Some(head) = &model.head else {
             return Ok(crate::lora::merge::merge(&bytes, &model.graph, adapter, &sites)?);
         };
@@ -388,6 +510,35 @@ impl Model {
         let widened = crate::lora::merge::with_head(&bytes, &frozen.graph, &model.graph, head, frozen.output)?;
         let merged = crate::lora::merge::merge(&widened.bytes, &model.graph, adapter, &sites)?;
         Ok(Merged { notes: [widened.notes, merged.notes].concat(), ..merged })
+    }
+
+    /// [`Model::merge`] for a chain: the file of every stage, in their order, and a manifest for the folder that they go
+    /// to.
+    ///
+    /// # Errors
+    /// As [`Model::merge`].
+    pub fn merge_stages(&self, adapter: &Adapter) -> Result<(Vec<MergedStage>, Manifest), ModelError> {
+        let bound = self.bind(adapter)?;
+        let mut manifest = self.manifest.clone().unwrap_or_default();
+        let mut merged = Vec::new();
+        for (stage, said) in self.stages().iter().zip(&mut manifest.stages) {
+            let bytes = read_onnx(&said.onnx)?;
+            let here = adapter.sites.iter().zip(&bound);
+            let (mut own, mut sites) = (Adapter { sites: Vec::new(), ..adapter.clone() }, Vec::new());
+            for (of_adapter, site) in here.filter_map(|(a, site)| Some((a, stage.site(site)?))) {
+                own.sites.push(crate::lora::AdapterSite::new(&stage.graph, &site, of_adapter.delta.clone()));
+                sites.push(site);
+            }
+            let Merged { bytes, notes } = match sites.is_empty() {
+                true => Merged { bytes, notes: Vec::new() },
+                false => crate::lora::merge::merge(&bytes, &stage.graph, &own, &sites)?,
+            };
+            let name = format!("{}.onnx", stage.name);
+            said.onnx = PathBuf::from(&name);
+            said.sha256 = Some(crate::manifest::sha256_hex_of(&bytes));
+            merged.push(MergedStage { name, bytes, sites: sites.len(), notes });
+        }
+        Ok((merged, manifest))
     }
 
     /// Inference with an adapter merged in memory, or without.
@@ -492,4 +643,16 @@ impl Model {
         }
         ModelError::UnknownLabel { path: path.into(), label: label.into(), nearest, labels }
     }
+}
+
+fn read_onnx(path: &Path) -> Result<Vec<u8>, ModelError> {
+    std::fs::read(path).map_err(|source| {
+        let path = path.to_owned();
+        ModelError::Onnx { path: path.clone(), source: OnnxError::Read { path, source } }
+    })
+}
+
+/// The sites that a fresh adapter was made for, its head included.
+fn chosen_sites(adapter: &Adapter, sites: &[Site]) -> Vec<Site> {
+    sites.iter().filter(|site| adapter.sites.iter().any(|a| a.key == site.key)).cloned().collect()
 }

@@ -172,7 +172,7 @@ mod tests {
         let values = vec![value("x", &[1, 4], None), value("w", &[4, 3], Some(weight)), value("y", &[1, 3], None)];
         let (name, op_type) = (String::from("fc"), String::from("MatMul"));
         let nodes = vec![Node { name, op_type, op: Op::MatMul, inputs: vec![0, 1], outputs: vec![2] }];
-        let graph = Graph { values, nodes, inputs: vec![0], outputs: vec![2] };
+        let graph = Graph { values, nodes, inputs: vec![0], outputs: vec![2], ..Graph::default() };
         Model::from_graph(graph, Vec::new(), None).unwrap()
     }
 

@@ -43,10 +43,10 @@ pub(super) struct Args {
     /// Examples to report accuracy on, before and after
     #[arg(long, value_name = "DATA")]
     eval: Option<PathBuf>,
-    /// Examples mixed into training, so that what they hold is not forgotten
+    /// Examples mixed into training, so that what they hold is not forgotten [default: those of model.toml, if it names any]
     #[arg(long, value_name = "DATA")]
     replay: Option<PathBuf>,
-    /// Examples that must not get worse: reported before and after
+    /// Examples that must not get worse: reported before and after [default: those of model.toml, if it names any]
     #[arg(long, value_name = "DATA")]
     guard: Option<PathBuf>,
     /// Labels of --data that the model lacks become new classes of its last layer
@@ -284,10 +284,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             ))
         };
     let Some(train) = read("--data", &Some(args.data.clone()), &augment, variants)? else { bail!("no data") };
-    let replay = read("--replay", &args.replay, &augment, variants)?;
+    let said = |of: fn(&crate::Manifest) -> &Option<PathBuf>| model.manifest().and_then(|m| of(m).clone());
+    let replay = args.replay.clone().or_else(|| said(|m| &m.replay));
+    let replay = read("--replay", &replay, &augment, variants)?;
     let valid = read("--valid", &args.valid, &plain, 1)?;
     let eval = read("--eval", &args.eval, &plain, 1)?;
-    let guard = read("--guard", &args.guard, &plain, 1)?;
+    let guard = args.guard.clone().or_else(|| said(|m| &m.guard));
+    let guard = read("--guard", &guard, &plain, 1)?;
     if model.head() == Some(&Head::Extended)
         && let Some(replay) = &replay
     {

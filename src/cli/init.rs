@@ -12,7 +12,9 @@ use crate::manifest::{FILE_NAME, Manifest};
 
 /// Write a commented model.toml: layout guessed, labels to fill in
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  accentor init my-model.onnx")]
+#[command(after_help = "Example:\n  accentor init my-model.onnx\n\n\
+    Several ONNX files one behind the other (spectrum, embedding, head) are one model too: the file written shows how,\n\
+    under [[stage]].")]
 pub(super) struct Args {
     /// The ONNX file
     #[arg(value_name = "MODEL.onnx")]

@@ -53,6 +53,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Inspection {
+    stages: Vec<StageInfo>,
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
     operators: BTreeMap<String, usize>,
@@ -76,6 +77,15 @@ struct Inspection {
 struct TensorInfo {
     name: String,
     shape: Vec<usize>,
+}
+
+/// A file of a chain.
+#[derive(Debug, Serialize)]
+struct StageInfo {
+    name: String,
+    takes: Vec<usize>,
+    gives: Vec<usize>,
+    windows: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,7 +164,8 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
     let blocked = graph.blocked(logits);
     let name = |id: NodeId| graph.nodes[id].name.clone();
     let mut operators = BTreeMap::new();
-    graph.nodes.iter().for_each(|n| *operators.entry(n.op_type.clone()).or_insert(0) += 1);
+    let originals = || graph.nodes.iter().enumerate().filter(|(id, _)| !graph.copies.contains_key(id)).map(|(_, n)| n);
+    originals().for_each(|n| *operators.entry(n.op_type.clone()).or_insert(0) += 1);
     let variants = args.variants.unwrap_or_else(|| Recipe::of(model.front_end()).versions()).max(1);
     let (training, cannot_train, trainable) = match cost(model, args, &chosen, variants) {
         Ok((cost, trainable)) => (Some(cost), None, trainable),
@@ -179,7 +190,15 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
         blocks: sites.iter().filter(|s| before.contains(&s.node)).map(|s| name(s.node)).collect(),
         behind: graph.nodes[*id].outputs.iter().flat_map(|o| graph.consumers(*o)).map(name).collect(),
     });
+    let shape = |of: &crate::graph::Graph, id: Option<&ValueId>| id.map(|id| of.values[*id].shape.clone());
+    let stage = |s: &crate::graph::Stage| StageInfo {
+        name: s.name.clone(),
+        takes: shape(&s.graph, s.graph.inputs.first()).unwrap_or_default(),
+        gives: shape(&s.graph, s.graph.outputs.first()).unwrap_or_default(),
+        windows: s.windows,
+    };
     Ok(Inspection {
+        stages: model.stages().iter().map(stage).collect(),
         inputs: graph.inputs.iter().map(|id| tensor(graph, *id)).collect(),
         outputs: graph.outputs.iter().map(|id| tensor(graph, *id)).collect(),
         operators,
@@ -309,6 +328,10 @@ fn print(i: &Inspection) -> anyhow::Result<()> {
         for t in tensors {
             report::line(&format!("{what} {} {:?}", t.name, t.shape))?;
         }
+    }
+    for stage in &i.stages {
+        let times = if stage.windows == 1 { String::new() } else { format!(", over {} windows", stage.windows) };
+        report::line(&format!("stage  {} {:?} -> {:?}{times}", stage.name, stage.takes, stage.gives))?;
     }
     report::line(&format!("front end {}, ending {} (the loss sits on `{}`)", i.front_end, i.ending, i.logits))?;
     let operators: Vec<String> = i.operators.iter().map(|(op, n)| format!("{op} {n}")).collect();

@@ -210,6 +210,12 @@ impl FrontEnd {
         }
     }
 
+    /// What one sample becomes, where that does not depend on the model's input.
+    pub(crate) fn fixed_shape(&self) -> Option<Vec<usize>> {
+        let fixed = matches!(self, Self::Mfcc(_) | Self::LogMel(_) | Self::Waveform(_)) && self.check().is_ok();
+        fixed.then(|| self.yields(&[]))
+    }
+
     /// What one sample becomes, before it is laid out as the model's input.
     fn yields(&self, input_shape: &[usize]) -> Vec<usize> {
         match self {

@@ -3,6 +3,7 @@
 //! Shapes are logical (ONNX order, batch 1 first); the physical layout is the plan's business. Whatever is a constant
 //! in the file (an initializer, a `Constant` node, folded shape arithmetic) is a [`Value`] with data.
 
+mod chain;
 mod ending;
 mod head;
 mod layout;
@@ -11,8 +12,11 @@ mod quantised;
 mod recurrent;
 mod sites;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub(crate) use chain::fill;
+pub use chain::{Chain, ChainError, Frames, Link, Stage};
 pub use ending::{Ending, EndingKind};
 pub use head::{Head, HeadError, NEW_HEAD};
 pub use quantised::{Quantisation, Quantised, Spread};
@@ -45,6 +49,10 @@ pub struct Graph {
     pub inputs: Vec<ValueId>,
     /// Model outputs.
     pub outputs: Vec<ValueId>,
+    /// Nodes that are copies of others for another window of frames: they share the weights of those, and their adapter.
+    pub copies: BTreeMap<NodeId, NodeId>,
+    /// Nodes that no adapter may change.
+    pub frozen: BTreeSet<NodeId>,
 }
 
 /// A tensor of the network.
@@ -287,6 +295,11 @@ impl Graph {
     /// Whether `value` is constant.
     pub fn is_constant(&self, value: ValueId) -> bool {
         self.values[value].constant.is_some()
+    }
+
+    /// The node whose weights and adapter node `id` has: itself, unless it is a copy.
+    pub fn original(&self, id: NodeId) -> NodeId {
+        self.copies.get(&id).copied().unwrap_or(id)
     }
 
     /// The value of that name.

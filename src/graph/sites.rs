@@ -169,8 +169,9 @@ impl Graph {
         let needed = self.ancestors(output);
         let mut sites: Vec<Site> = Vec::new();
         for (id, node) in self.nodes.iter().enumerate() {
+            let own = needed[id] && !self.copies.contains_key(&id) && !self.frozen.contains(&id);
             let layer = self.layer(id).into_iter().chain(self.recurrent_sites(id));
-            for mut site in layer.filter(|site| needed[id] && self.values[site.weight].is_in_file()) {
+            for mut site in layer.filter(|site| own && self.values[site.weight].is_in_file()) {
                 let initializer = &self.values[site.weight];
                 let name = initializer.quantised.as_ref().map_or(initializer.name.as_str(), |q| q.float_name());
                 if site.key.is_empty() {

@@ -1,6 +1,7 @@
 //! An adapter in memory: a table of sites with their tensors in PEFT's shapes and the order of the ONNX file.
 
 use ndarray::{ArrayView1, ArrayViewD};
+use serde::{Deserialize, Serialize};
 
 use super::Adaptation;
 use crate::graph::{Choice, Graph, Head, Layout, Site, SiteKind, ValueId};
@@ -27,8 +28,10 @@ impl Default for AdapterSpec {
 /// A trained change to a frozen base.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
-    /// sha256 of the base's ONNX file, in hex, where it is known.
+    /// sha256 of the base's ONNX file, in hex, where it is known; of a chain, that of its stages' sha256 in hex.
     pub base_sha256: Option<String>,
+    /// The files of a chain, in its order.
+    pub stages: Vec<StageBase>,
     /// File name of the base, for people.
     pub base_name: String,
     /// Rank asked for; a site may have less.
@@ -47,6 +50,18 @@ pub struct Adapter {
     pub head: Option<Head>,
     /// The sites.
     pub sites: Vec<AdapterSite>,
+}
+
+/// An ONNX file of a chain, and which sites are in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageBase {
+    /// File name.
+    pub onnx: String,
+    /// Its sha256 in hex.
+    pub sha256: String,
+    /// Keys of the adapter's sites in it.
+    pub sites: Vec<String>,
 }
 
 /// One adapted layer.
@@ -286,6 +301,7 @@ impl Adapter {
             .collect();
         Self {
             base_sha256: None,
+            stages: Vec::new(),
             base_name: String::new(),
             rank: spec.rank,
             alpha: spec.alpha,

@@ -14,6 +14,6 @@ mod folder;
 pub mod merge;
 mod step;
 
-pub use adapter::{Adapter, AdapterSite, AdapterSpec, Delta};
+pub use adapter::{Adapter, AdapterSite, AdapterSpec, Delta, StageBase};
 pub use folder::{AdapterError, load, read, read_peft, write, write_whole};
 pub use step::{Adaptation, SiteStep, SiteWeights};

@@ -24,6 +24,9 @@ pub struct LoadOptions {
     pub input: Option<String>,
     /// Its shape with batch 1 first, where the file leaves more than the batch open.
     pub input_shape: Option<Vec<usize>>,
+    /// Shape of what the input will be fed, where it is known: dimensions that the file and `input_shape` leave open get
+    /// what fits.
+    pub fed: Option<Vec<usize>>,
     /// Outputs to keep, by name; any tensor of the file may be named. All of the file's outputs without.
     pub outputs: Vec<String>,
 }
@@ -130,6 +133,16 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
                 return Err(OnnxError::Node { node: input.name.clone(), op: "input".into(), what });
             }
             dims.dim = shape.iter().map(|d| fixed(*d as i64)).collect();
+        }
+        if let (true, None, Some(shape)) = (fed, &options.input_shape, &options.fed) {
+            let size = |d: &Dimension| match d.value {
+                Some(DimValue::DimValue(v)) if v > 0 => usize::try_from(v).ok(),
+                _ => None,
+            };
+            let open: Vec<Option<usize>> = dims.dim.iter().map(size).collect();
+            if let Some(filled) = crate::graph::fill(&open, shape) {
+                dims.dim = filled.iter().map(|d| fixed(*d as i64)).collect();
+            }
         }
         let free = |d: &Dimension| !matches!(d.value, Some(DimValue::DimValue(v)) if v > 0);
         let batch = |d: &Dimension| free(d) || matches!(d.value, Some(DimValue::DimValue(v)) if v > 1);

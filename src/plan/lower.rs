@@ -43,6 +43,8 @@ pub(super) struct Lowering<'a> {
     slots: Vec<usize>,
     steps: Vec<Step>,
     sites: Vec<Option<SiteStep>>,
+    /// Packed weights by node, and by whether the layer behind is folded in: the copies of a node share them.
+    packed: HashMap<(NodeId, bool), Arc<ConvWeights>>,
     placed: Vec<Option<Placed>>,
     permuted: HashMap<(ValueId, Order), SlotId>,
     fused: Vec<bool>,
@@ -58,6 +60,7 @@ impl<'a> Lowering<'a> {
             slots: Vec::new(),
             steps: Vec::new(),
             sites: vec![None; adapted.len()],
+            packed: HashMap::new(),
             placed: vec![None; graph.values.len()],
             permuted: HashMap::new(),
             fused: vec![false; graph.nodes.len()],
@@ -443,20 +446,27 @@ impl<'a> Lowering<'a> {
             None => Vec::new(),
         };
         let depthwise = geometry.is_depthwise();
-        let file = self.graph.values[layer.weight].constant.clone().unwrap_or_default();
-        let mut w = vec![0.0; file.len()];
-        if depthwise {
-            layer.weight_to_taps(&file, &mut w);
-        } else {
-            layer.weight_to_kernel(&file, &mut w);
-        }
-        let index = self.adapted.iter().position(|(s, _)| s.node == id);
+        let index = self.adapted_as(id);
         let mut y = node.outputs[0];
+        let mut folded = None;
         if index.is_none()
             && let Some(next) = self.next(y)
             && let Op::BatchNormalization { epsilon } = self.graph.nodes[next].op
         {
-            let (scale, shift) = self.batch_norm(&self.graph.nodes[next], epsilon)?;
+            folded = Some(self.batch_norm(&self.graph.nodes[next], epsilon)?);
+            self.fused[next] = true;
+            y = self.graph.nodes[next].outputs[0];
+        }
+        let graph = self.graph;
+        let weights = self.pack((graph.original(id), folded.is_some()), &geometry, index, || {
+            let file = graph.values[layer.weight].constant.clone().unwrap_or_default();
+            let mut w = vec![0.0; file.len()];
+            if depthwise {
+                layer.weight_to_taps(&file, &mut w);
+            } else {
+                layer.weight_to_kernel(&file, &mut w);
+            }
+            let Some((scale, shift)) = folded else { return ConvWeights { w, wt: vec![], bias } };
             let per_group = geometry.group_outputs();
             for (at, w) in w.iter_mut().enumerate() {
                 let channel = if depthwise {
@@ -468,12 +478,36 @@ impl<'a> Lowering<'a> {
             }
             bias.resize(geometry.output_channels, 0.0);
             bias.iter_mut().zip(scale.iter().zip(&shift)).for_each(|(b, (s, t))| *b = *b * s + t);
-            self.fused[next] = true;
-            y = self.graph.nodes[next].outputs[0];
-        }
-        let slot = self.layer(node, geometry, x, ConvWeights { w, wt: vec![], bias }, 1.0, index, &mut y);
+            ConvWeights { w, wt: vec![], bias }
+        });
+        let slot = self.layer(node, geometry.clone(), x, weights, 1.0, index, &mut y);
         self.place(y, slot, order);
         Ok(())
+    }
+
+    /// The adapted layer that node `id` is, or is a copy of.
+    fn adapted_as(&self, id: NodeId) -> Option<usize> {
+        let original = self.graph.original(id);
+        self.adapted.iter().position(|(s, _)| s.node == original)
+    }
+
+    /// The weights of a layer as `build` packs them, the first time that they are asked for under `key`.
+    fn pack(
+        &mut self,
+        key: (NodeId, bool),
+        geometry: &ConvGeometry,
+        index: Option<usize>,
+        build: impl FnOnce() -> ConvWeights,
+    ) -> Arc<ConvWeights> {
+        let trains = !self.adapted.is_empty();
+        let pack = || {
+            let mut weights = build();
+            if index.is_none() && !geometry.is_depthwise() && trains {
+                weights.transpose(geometry);
+            }
+            Arc::new(weights)
+        };
+        self.packed.entry(key).or_insert_with(pack).clone()
     }
 
     /// Adds the step of a convolution or dense layer, with the activation behind `y` fused; `y` becomes what it writes.
@@ -482,7 +516,7 @@ impl<'a> Lowering<'a> {
         node: &Node,
         geometry: ConvGeometry,
         x: SlotId,
-        mut weights: ConvWeights,
+        weights: Arc<ConvWeights>,
         weight_scale: f32,
         index: Option<usize>,
         y: &mut ValueId,
@@ -494,13 +528,9 @@ impl<'a> Lowering<'a> {
         let conv = Conv { geometry, activation, output_kept: false };
         if let Some(index) = index {
             let adaptation = self.adapted[index].1;
-            self.sites[index] = Some(SiteStep::new(conv, depthwise, Arc::new(weights), weight_scale, adaptation));
+            self.sites[index] = Some(SiteStep::new(conv, depthwise, weights, weight_scale, adaptation));
             return self.step(node, StepKind::Site(index), vec![x], len, multiply_adds);
         }
-        if !depthwise && !self.adapted.is_empty() {
-            weights.transpose(&conv.geometry);
-        }
-        let weights = Arc::new(weights);
         let kept = Conv { output_kept: true, ..conv.clone() };
         let (bits, output): (Arc<dyn Operator>, Arc<dyn Operator>) = if depthwise {
             (
@@ -532,11 +562,7 @@ impl<'a> Lowering<'a> {
         let rows = self.graph.values[input].len() / layer.inputs.max(1);
         let geometry = ConvGeometry::dense(rows, layer.inputs, layer.outputs);
 
-        let file = self.graph.values[layer.weight].constant.clone().unwrap_or_default();
-        let mut w = vec![0.0; file.len()];
-        layer.weight_to_kernel(&file, &mut w);
-        w.iter_mut().for_each(|w| *w *= alpha);
-        let index = self.adapted.iter().position(|(s, _)| s.node == id);
+        let index = self.adapted_as(id);
         let whole = index.is_some_and(|i| self.adapted[i].1 == Adaptation::Full);
         let mut y = node.outputs[0];
         let mut bias = Vec::new();
@@ -562,7 +588,14 @@ impl<'a> Lowering<'a> {
             }
             _ => {}
         }
-        let weights = ConvWeights { w, wt: vec![], bias };
+        let graph = self.graph;
+        let weights = self.pack((graph.original(id), !bias.is_empty()), &geometry, index, || {
+            let file = graph.values[layer.weight].constant.clone().unwrap_or_default();
+            let mut w = vec![0.0; file.len()];
+            layer.weight_to_kernel(&file, &mut w);
+            w.iter_mut().for_each(|w| *w *= alpha);
+            ConvWeights { w, wt: vec![], bias }
+        });
         // The order of the output: as the input, with features in the place of features.
         let order: Order = match node.op {
             Op::Gemm { .. } => row_major(2),
@@ -586,7 +619,7 @@ impl<'a> Lowering<'a> {
         node: &Node,
         geometry: ConvGeometry,
         x: SlotId,
-        weights: ConvWeights,
+        weights: Arc<ConvWeights>,
         weight_scale: f32,
         index: Option<usize>,
     ) -> SlotId {

@@ -21,8 +21,9 @@ pub struct TrainConfig {
     pub clip_norm: Option<f32>,
     /// Label smoothing.
     pub smoothing: f32,
-    /// Weights of target 0 and 1 where the model has one score.
-    pub class_weights: [f32; 2],
+    /// Weights of target 0 and 1 where the model has one score; without them, those with which the two weigh the same in an
+    /// epoch.
+    pub class_weights: Option<[f32; 2]>,
     /// A loss of the caller's in place of cross-entropy.
     pub loss: Option<super::CustomLoss>,
     /// Epochs without a better validation loss after which the run ends; needs validation data.
@@ -43,7 +44,7 @@ impl Default for TrainConfig {
             optimiser: OptimiserKind::default(),
             clip_norm: None,
             smoothing: 0.0,
-            class_weights: [1.0; 2],
+            class_weights: None,
             loss: None,
             patience: Some(10),
             seed: 0,
@@ -77,7 +78,7 @@ impl TrainConfig {
         if let Some(norm) = self.clip_norm.filter(|n| !(*n > 0.0 && n.is_finite())) {
             return wrong("clip norm", norm.to_string(), "use a positive number such as 1");
         }
-        if let Some(weight) = self.class_weights.iter().find(|w| !(**w >= 0.0 && w.is_finite())) {
+        if let Some(weight) = self.class_weights.iter().flatten().find(|w| !(**w >= 0.0 && w.is_finite())) {
             return wrong("class weight", weight.to_string(), "use a number of 0 or more");
         }
         if !(self.replay >= 0.0 && self.replay.is_finite()) {
@@ -95,13 +96,16 @@ impl TrainConfig {
         Ok(())
     }
 
-    pub(crate) fn apply(&self, trainer: &mut Trainer) {
+    /// `weights` are those of target 0 and 1 where none are set.
+    pub(crate) fn apply(&self, trainer: &mut Trainer, weights: [f32; 2]) {
         trainer.set_optimiser(self.optimiser);
         trainer.set_clip_norm(self.clip_norm);
         trainer.set_loss(match &self.loss {
             Some(custom) => Loss::Custom(custom.clone()),
             None => match Loss::for_scores(trainer.classes(), self.smoothing) {
-                Loss::BinaryCrossEntropy { .. } => Loss::BinaryCrossEntropy { weights: self.class_weights },
+                Loss::BinaryCrossEntropy { .. } => {
+                    Loss::BinaryCrossEntropy { weights: self.class_weights.unwrap_or(weights) }
+                }
                 other => other,
             },
         });
@@ -153,12 +157,27 @@ pub struct Splits<'a> {
     pub valid: Option<&'a Examples>,
 }
 
+/// Replayed examples for each training example, where those are of one class.
+const CONTRAST: usize = 4;
+/// Replayed examples an epoch, where the training examples are of one class.
+const LEAST_CONTRAST: usize = 32;
+
+/// Weights of target 0 and 1 with which both weigh the same in an epoch.
+fn balance(train: &Examples, replay: Option<&Examples>, replayed: usize) -> [f32; 2] {
+    let ones = |examples: &Examples| examples.targets().iter().filter(|t| **t == 1).count() as f32;
+    let share = replay.map_or(0.0, |r| ones(r) / r.len().max(1) as f32);
+    let all = (train.len() + replayed) as f32;
+    let one = ones(train) + share * replayed as f32;
+    if one > 0.0 && one < all { [all / (2.0 * (all - one)), all / (2.0 * one)] } else { [1.0; 2] }
+}
+
 impl Trainer {
     /// Trains; `observer` is called after each step and ends the run by returning false. With validation data the
     /// adapter of the best epoch stays (lowest loss), else the last.
     ///
     /// Replay examples are mixed in evenly: each epoch draws [`TrainConfig::replay`] of them for each training example,
-    /// or all if there are fewer.
+    /// or all if there are fewer. Training examples of one class alone (a wake word) get four replayed ones each, at
+    /// least 32, for all that the class is told from comes from there.
     ///
     /// # Errors
     /// A setting that makes no sense, a loss that is not finite any more, an operator that fails.
@@ -173,10 +192,12 @@ impl Trainer {
         if train.is_empty() {
             return Err(TrainError::Empty);
         }
-        config.apply(self);
         let mut rng = fastrand::Rng::with_seed(config.seed);
+        let one_class = train.targets().iter().all(|t| *t == train.target(0));
         let wanted = (train.len() as f32 * config.replay).ceil() as usize;
+        let wanted = if one_class { wanted.max(CONTRAST * train.len()).max(LEAST_CONTRAST) } else { wanted };
         let replayed = replay.map_or(0, |r| r.len().min(wanted));
+        config.apply(self, balance(train, replay, replayed));
         let per_epoch = (train.len() + replayed).div_ceil(config.batch);
         let steps = per_epoch * config.epochs;
         let mut report = FitReport::default();

@@ -8,7 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::graph::{Head, Layout};
-use crate::lora::{AdapterSite, Delta};
+use crate::lora::{AdapterSite, Delta, StageBase};
 
 /// The object `accentor`.
 #[derive(Serialize, Deserialize)]
@@ -16,6 +16,8 @@ use crate::lora::{AdapterSite, Delta};
 pub(super) struct Record {
     pub(super) format_version: u64,
     pub(super) base_sha256: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(super) stages: Vec<StageBase>,
     pub(super) parent: Option<String>,
     pub(super) examples: usize,
     pub(super) steps: usize,

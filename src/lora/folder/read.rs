@@ -195,6 +195,7 @@ impl Folder {
         self.check_empty(&keys)?;
         Ok(Adapter {
             base_sha256: record.base_sha256,
+            stages: record.stages,
             base_name: self.config.base_model_name_or_path.unwrap_or_default(),
             rank,
             alpha,
@@ -311,6 +312,7 @@ impl Folder {
         }
         Ok(Adapter {
             base_sha256: None,
+            stages: Vec::new(),
             base_name: self.config.base_model_name_or_path.unwrap_or_default(),
             rank,
             alpha,

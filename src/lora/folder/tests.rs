@@ -87,6 +87,7 @@ pub(crate) fn adapter(head: bool) -> Adapter {
         .collect();
     Adapter {
         base_sha256: Some("ab12".to_owned()),
+        stages: Vec::new(),
         base_name: "example.onnx".to_owned(),
         rank: 3,
         alpha: 6.5,

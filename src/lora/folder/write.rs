@@ -112,6 +112,7 @@ fn encode(adapter: &Adapter, graph: Option<&Graph>) -> Result<(Vec<u8>, Vec<u8>)
     let record = Record {
         format_version: if adapter.head.is_some() { FORMAT_VERSION } else { 1 },
         base_sha256: adapter.base_sha256.clone(),
+        stages: adapter.stages.clone(),
         parent: adapter.parent.clone(),
         examples: adapter.examples,
         steps: adapter.steps,

@@ -37,17 +37,22 @@ impl Lowering<'_> {
             },
             None => Vec::new(),
         };
-        let file = self.graph.values[layer.weight].constant.clone().unwrap_or_default();
-        let mut weights = ConvWeights { w: vec![0.0; file.len()], ..ConvWeights::default() };
-        layer.weight_to_kernel(&file, &mut weights.w);
-        weights.transpose(&mirror);
+        let graph = self.graph;
+        let pack = || {
+            let file = graph.values[layer.weight].constant.clone().unwrap_or_default();
+            let mut weights = ConvWeights { w: vec![0.0; file.len()], ..ConvWeights::default() };
+            layer.weight_to_kernel(&file, &mut weights.w);
+            weights.transpose(&mirror);
+            Arc::new(weights)
+        };
+        let weights = self.packed.entry((graph.original(id), false)).or_insert_with(pack).clone();
 
         let order = channels_last(self.shape(node.inputs[0]).len());
         let x = self.want(node.inputs[0], &order)?;
         let multiply_adds = mirror.multiply_adds();
         let layer = ConvTranspose::new(mirror, bias);
-        let (len, weights) = (layer.output_len(), Arc::new(weights));
-        let kind = match self.adapted.iter().position(|(s, _)| s.node == id) {
+        let len = layer.output_len();
+        let kind = match self.adapted_as(id) {
             Some(index) => {
                 self.sites[index] = Some(SiteStep::transposed(layer, weights, self.adapted[index].1));
                 StepKind::Site(index)

@@ -57,7 +57,9 @@ impl<'a> Lowering<'a> {
         let sites: [Option<usize>; MAX_WEIGHTS] = std::array::from_fn(|slot| {
             let weight = node.inputs[if slot.is_multiple_of(2) { RecurrentLayer::W } else { RecurrentLayer::R }];
             let layout = Layout::Stacked { part: slot / 2 };
-            self.adapted.iter().position(|(s, _)| s.node == id && s.weight == weight && s.layout == layout)
+            self.adapted
+                .iter()
+                .position(|(s, _)| s.node == graph.original(id) && s.weight == weight && s.layout == layout)
         });
         let recurrence = layer.recurrence.clone();
         let op = Recurrent::new(recurrence, steps, batch, inputs, &tensors, !self.adapted.is_empty())
