@@ -1,7 +1,7 @@
 //! Depthwise convolution of one plane, channels last: each channel with its own taps.
 //!
 //! A vector of channels is the unit. The outputs of a row that read the same taps (all but those at the border) form a
-//! [`Run`]; a tile of a run stays in registers while the taps are added in the order of the kernel. The input gradient is
+//! `Run`; a tile of a run stays in registers while the taps are added in the order of the kernel. The input gradient is
 //! the same loop with the roles of the planes exchanged: input positions of one phase of the stride form the runs.
 //! Each output is one chain of multiply-adds in the order of the kernel, whatever tile it falls in.
 //!

@@ -4,7 +4,7 @@
 //! other byte stays (see [`crate::onnx::wire`]). Where a tensor has to be added (a weight that other nodes read too,
 //! a layer without bias that gets a shift) the smallest edit is made and noted.
 //!
-//! A layer whose weight the file has as integers becomes a float layer, see [`quantised`], and a note says so.
+//! A layer whose weight the file has as integers becomes a float layer, see `merge/quantised.rs`, and a note says so.
 //!
 //! There is no unmerge: the frozen file stays as it is, so unmerging exactly is to use that file.
 
