@@ -1,10 +1,12 @@
 //! A frozen model ready for use: graph, ending, labels, front end.
 
+mod head;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
-use crate::graph::{Ending, Graph, Site, ValueId, choose};
+use crate::graph::{Choice, Ending, Graph, Head, HeadError, Site, ValueId, choose};
 use crate::lora::merge::{MergeError, Merged};
 use crate::lora::{Adapter, AdapterError, AdapterSpec};
 use crate::manifest::{Manifest, ManifestError};
@@ -68,7 +70,7 @@ pub enum ModelError {
         output: String,
     },
     /// A label of the data that the model lacks.
-    #[error("{path}: the model has no label `{label}`{nearest}; it has {}; rename the folder, or leave these clips out", labels.join(", "))]
+    #[error("{path}: the model has no label `{label}`{nearest}; it has {}; rename the folder, leave these clips out, or teach it as a new one with `adapt --new-labels`", labels.join(", "))]
     UnknownLabel {
         /// The file that carries it.
         path: PathBuf,
@@ -78,6 +80,15 @@ pub enum ModelError {
         nearest: String,
         /// What the model has.
         labels: Vec<String>,
+    },
+    /// Other classes than the file has.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// A label of a head that is there already.
+    #[error("the label `{label}` is there twice; give every class its own name")]
+    LabelTwice {
+        /// The label.
+        label: String,
     },
 }
 
@@ -113,6 +124,9 @@ pub struct Model {
     sha256: Option<String>,
     path: PathBuf,
     manifest: Option<Manifest>,
+    head: Option<Head>,
+    /// The model without its head.
+    base: Option<Arc<Model>>,
 }
 
 impl Model {
@@ -198,6 +212,8 @@ impl Model {
             sha256: None,
             path: PathBuf::new(),
             manifest: None,
+            head: None,
+            base: None,
         })
     }
 
@@ -261,6 +277,16 @@ impl Model {
         self.graph.sites(self.ending.logits)
     }
 
+    /// The sites that `choice` takes: of `auto`, those that a gradient reaches.
+    pub fn chosen_sites(&self, choice: &Choice) -> Vec<Site> {
+        let mut chosen = choose(&self.graph, &self.sites(), choice);
+        if matches!(choice, Choice::Auto) {
+            let blocked = self.graph.blocked(self.ending.logits);
+            chosen.retain(|site| !blocked.iter().any(|(_, before)| before.contains(&site.node)));
+        }
+        chosen
+    }
+
     /// A fresh adapter for the layers that `spec` chooses; with it the model computes what the file computes.
     ///
     /// # Errors
@@ -273,11 +299,19 @@ impl Model {
             let (found, cure) = (spec.alpha.to_string(), "use a positive number; twice the rank is the default");
             return Err(TrainError::Setting { what: "alpha", found, cure }.into());
         }
+        // Classes that the file lacks are in a layer that the adapter carries whole.
+        let spec = &AdapterSpec { head: spec.head || self.head.is_some(), ..spec.clone() };
         let sites = self.sites();
-        let chosen = choose(&self.graph, &sites, &spec.sites);
+        let chosen = self.chosen_sites(&spec.sites);
         if chosen.is_empty() && !spec.head {
             let reason = if sites.is_empty() {
                 "the model has no convolution, dense or recurrent layer with a constant weight before its output"
+            } else if let (Choice::Auto, Some((node, _))) = (&spec.sites, self.graph.blocked(self.ending.logits).last())
+            {
+                let node = &self.graph.nodes[*node];
+                let what =
+                    format!("no gradient passes node `{}` ({}), and no site lies behind it", node.name, node.op_type);
+                return Err(TrainError::NoSite(what).into());
             } else {
                 "--sites matches none"
             };
@@ -291,6 +325,7 @@ impl Model {
         adapter.base_sha256 = self.sha256.clone();
         adapter.base_name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().into();
         adapter.labels = self.labels.clone();
+        adapter.head = self.head.clone();
         Ok(adapter)
     }
 
@@ -299,8 +334,13 @@ impl Model {
     /// # Errors
     /// An adapter of another base, a gradient that cannot pass, threads that cannot start.
     pub fn trainer(&self, adapter: Adapter, threads: usize) -> Result<Trainer, ModelError> {
-        let sites = adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?;
-        Ok(Trainer::new(&self.graph, self.input, self.ending, adapter, sites, threads)?)
+        let model = self.for_adapter(&adapter)?;
+        let sites = model.bind(&adapter)?;
+        Ok(Trainer::new(&model.graph, model.input, model.ending, adapter, sites, threads)?)
+    }
+
+    fn bind(&self, adapter: &Adapter) -> Result<Vec<Site>, ModelError> {
+        Ok(adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?)
     }
 
     /// Reads an adapter folder and checks that it belongs to this model.
@@ -308,7 +348,14 @@ impl Model {
     /// # Errors
     /// A damaged folder, an adapter of another base.
     pub fn read_adapter(&self, folder: &Path) -> Result<Adapter, ModelError> {
-        let (adapter, _) = crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?;
+        let adapter = match crate::lora::read(folder) {
+            // Trained in PyTorch: only the base says what its tensors are.
+            Err(AdapterError::Plain { .. }) => {
+                return Ok(crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?.0);
+            }
+            read => read?,
+        };
+        self.for_adapter(&adapter)?.bind(&adapter)?;
         Ok(adapter)
     }
 
@@ -317,8 +364,9 @@ impl Model {
     /// # Errors
     /// A folder that cannot be written, an adapter of another base.
     pub fn write_adapter(&self, folder: &Path, adapter: &Adapter) -> Result<(), ModelError> {
-        adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?;
-        Ok(crate::lora::write_whole(folder, adapter, &self.graph)?)
+        let model = self.for_adapter(adapter)?;
+        model.bind(adapter)?;
+        Ok(crate::lora::write_whole(folder, adapter, &model.graph)?)
     }
 
     /// The ONNX file that computes by itself what this model and the adapter compute together.
@@ -327,12 +375,19 @@ impl Model {
     /// An adapter of another base, an ONNX file that is no longer there or another, a weight that cannot be changed for one
     /// node alone.
     pub fn merge(&self, adapter: &Adapter) -> Result<Merged, ModelError> {
-        let sites = adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?;
+        let model = self.for_adapter(adapter)?;
+        let sites = model.bind(adapter)?;
         let bytes = std::fs::read(&self.path).map_err(|source| {
             let path = self.path.clone();
             ModelError::Onnx { path: path.clone(), source: OnnxError::Read { path, source } }
         })?;
-        Ok(crate::lora::merge::merge(&bytes, &self.graph, adapter, &sites)?)
+        let Some(head) = &model.head else {
+            return Ok(crate::lora::merge::merge(&bytes, &model.graph, adapter, &sites)?);
+        };
+        let frozen = model.frozen();
+        let widened = crate::lora::merge::with_head(&bytes, &frozen.graph, &model.graph, head, frozen.output)?;
+        let merged = crate::lora::merge::merge(&widened.bytes, &model.graph, adapter, &sites)?;
+        Ok(Merged { notes: [widened.notes, merged.notes].concat(), ..merged })
     }
 
     /// Inference with an adapter merged in memory, or without.
@@ -340,11 +395,12 @@ impl Model {
     /// # Errors
     /// An adapter of another base.
     pub fn session(&self, adapter: Option<&Adapter>) -> Result<Session, ModelError> {
-        let bound = match adapter {
-            Some(adapter) => Some((adapter, adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?)),
-            None => None,
+        let Some(adapter) = adapter else {
+            return Ok(Session::new(&self.graph, self.input, self.ending, None, true)?);
         };
-        Ok(Session::new(&self.graph, self.input, self.ending, bound, true)?)
+        let model = self.for_adapter(adapter)?;
+        let bound = Some((adapter, model.bind(adapter)?));
+        Ok(Session::new(&model.graph, model.input, model.ending, bound, true)?)
     }
 
     /// Inference with the adapter's pairs beside the frozen weights, where many adapters serve one base.
@@ -352,8 +408,9 @@ impl Model {
     /// # Errors
     /// An adapter of another base.
     pub fn session_unmerged(&self, adapter: &Adapter) -> Result<Session, ModelError> {
-        let sites = adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?;
-        Ok(Session::new(&self.graph, self.input, self.ending, Some((adapter, sites)), false)?)
+        let model = self.for_adapter(adapter)?;
+        let sites = model.bind(adapter)?;
+        Ok(Session::new(&model.graph, model.input, model.ending, Some((adapter, sites)), false)?)
     }
 
     /// The index of a label in the order of the scores.

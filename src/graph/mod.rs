@@ -4,6 +4,7 @@
 //! in the file (an initializer, a `Constant` node, folded shape arithmetic) is a [`Value`] with data.
 
 mod ending;
+mod head;
 mod layout;
 mod patterns;
 mod quantised;
@@ -13,6 +14,7 @@ mod sites;
 use std::sync::Arc;
 
 pub use ending::{Ending, EndingKind};
+pub use head::{Head, HeadError, NEW_HEAD};
 pub use quantised::{Quantisation, Quantised, Spread};
 pub use recurrent::RecurrentLayer;
 pub use sites::{Choice, Layout, Site, SiteKind, choose};
