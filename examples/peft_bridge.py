@@ -86,8 +86,9 @@ def layers(model):
 # ---- ONNX → torch
 
 def convert(path):
-    """The ONNX file as a torch module; each layer that an adapter may change is a Conv or a Linear under its key."""
+    """The ONNX file as a torch module that gives its first output; each layer that an adapter may change is a Conv or a Linear under its key."""
     model = onnx.load(path)
+    del model.graph.output[1:]
     stored = {t.name for t in model.graph.initializer} | {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
     found = layers(model)
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}

@@ -429,6 +429,12 @@ impl Model {
 
     /// The sites of an adapter in this model, after checking that it belongs to it; of a chain, file by file.
     fn bind(&self, adapter: &Adapter) -> Result<Vec<Site>, AdapterError> {
+        self.check_stages(adapter)?;
+        adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())
+    }
+
+    /// Of a chain, which file is another says more than the sha256 of the whole.
+    fn check_stages(&self, adapter: &Adapter) -> Result<(), AdapterError> {
         if let Some(chain) = &self.chain {
             for (expected, found) in adapter.stages.iter().zip(&chain.files) {
                 if !expected.sha256.eq_ignore_ascii_case(&found.sha256) {
@@ -438,7 +444,7 @@ impl Model {
                 }
             }
         }
-        adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())
+        Ok(())
     }
 
     /// The files of a chain with the keys of those of `sites` that are in each.
@@ -473,7 +479,6 @@ impl Model {
             }
             read => read?,
         };
-        // Of a chain, which file is another says more than the sha256 of the whole.
         let sites = self.for_adapter(&adapter)?.bind(&adapter)?;
         if adapter.stages.is_empty() {
             adapter.stages = self.stage_bases(&sites);

@@ -5,10 +5,13 @@
 //! | [`exp`] | 2ⁿ·eʳ with \|r\| ≤ ln 2 / 2 in two parts (Cody and Waite), Taylor series of eʳ to r⁷ | 2 ULP |
 //! | [`exp_m1`] | the same series without its 1 where it is enough, else eˣ − 1 | 3 ULP |
 //! | [`sigmoid`] | from e^−\|x\| | 3 ULP |
+//! | [`tanh`] | from e^(−2\|x\|) − 1 | 5 ULP |
 //! | [`erfc_scaled`] | e^(z²)·erfc z as t·P(t), t = 1 / (1 + z/2): the variable of W. J. Cody, Math. Comp. 23 (1969) | 4 ULP |
 //! | [`erf`] | x·P(x²) up to 0.85, 1 − e^(−x²)·erfcx x beyond | 3 ULP |
 //!
 //! The polynomials of the last two are least-maximum fits of the relative error, made against 40 digits.
+
+use rten_simd::{Isa, SimdOp};
 
 /// 1.5·2²³: added and taken away, it rounds to a whole number, which the low bits of the sum hold.
 const ROUND: f32 = 12_582_912.0;
@@ -76,6 +79,13 @@ pub fn sigmoid(x: f32) -> f32 {
     (if x < 0.0 { t } else { 1.0 }) / (1.0 + t)
 }
 
+/// Hyperbolic tangent, which neither cancels about 0 nor overflows.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let t = exp_m1(-2.0 * x.abs());
+    (-t / (2.0 + t)).copysign(x)
+}
+
 /// e^(z²)·erfc z for z ≥ 0.
 #[inline(always)]
 pub fn erfc_scaled(z: f32) -> f32 {
@@ -90,6 +100,53 @@ pub fn erf(x: f32) -> f32 {
     let near = x * horner(&ERF, square.min(1.0));
     let far = (1.0 - exp(-square) * erfc_scaled(z)).copysign(x);
     if z < ERF_SERIES { near } else { far }
+}
+
+struct Map<'a, F> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    f: F,
+}
+
+impl<F: Fn(f32) -> f32> SimdOp for Map<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) {
+        for (y, x) in self.y.iter_mut().zip(self.x) {
+            *y = (self.f)(*x);
+        }
+    }
+}
+
+/// y = f(x), as vector code of the machine.
+#[inline(always)]
+pub fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
+    Map { x, y, f }.dispatch();
+}
+
+struct AddScaled<'a, F> {
+    x: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+    slope: F,
+}
+
+impl<F: Fn(f32) -> f32> SimdOp for AddScaled<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) {
+        for ((dx, dy), x) in self.dx.iter_mut().zip(self.dy).zip(self.x) {
+            *dx += dy * (self.slope)(*x);
+        }
+    }
+}
+
+/// dx += dy · slope(x), as vector code of the machine.
+#[inline(always)]
+pub fn add_scaled(x: &[f32], dy: &[f32], dx: &mut [f32], slope: impl Fn(f32) -> f32) {
+    AddScaled { x, dy, dx, slope }.dispatch();
 }
 
 #[cfg(test)]
@@ -131,6 +188,7 @@ mod tests {
         }
         for x in sweep(-1.0, 1.0).chain(sweep(-20.0, 20.0)) {
             close("exp_m1", x, exp_m1(x), f64::from(x).exp_m1(), 3.0 * ULP);
+            close("tanh", x, tanh(x), f64::from(x).tanh(), 5.0 * ULP);
         }
         for x in sweep(-4.0, 4.0).step_by(10) {
             close("erf", x, erf(x), erf_oracle(x.into()), 3.0 * ULP);
@@ -151,7 +209,8 @@ mod tests {
         assert!(exp(-103.0) > 0.0 && exp(-103.0) < 3e-45);
         assert_eq!([sigmoid(-inf), sigmoid(inf), sigmoid(0.0)], [0.0, 1.0, 0.5]);
         assert_eq!([exp_m1(-inf), exp_m1(inf), exp_m1(0.0), exp_m1(1e-30)], [-1.0, inf, 0.0, 1e-30]);
+        assert_eq!([tanh(-inf), tanh(inf), tanh(0.0)], [-1.0, 1.0, 0.0]);
         assert_eq!([erf(-inf), erf(inf), erf(0.0), erf(-9.0)], [-1.0, 1.0, 0.0, -1.0]);
-        assert!([exp, exp_m1, sigmoid, erf].iter().all(|f| f(f32::NAN).is_nan()));
+        assert!([exp, exp_m1, sigmoid, tanh, erf].iter().all(|f| f(f32::NAN).is_nan()));
     }
 }

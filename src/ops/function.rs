@@ -27,7 +27,7 @@
 //! Shrink give 0.
 
 use super::{Keeps, Operator};
-use crate::kernels::elementary::{erf, erfc_scaled, exp, exp_m1, sigmoid};
+use crate::kernels::elementary::{add_scaled as add, erf, erfc_scaled, exp, exp_m1, map, sigmoid};
 
 /// Which function; see the table at the top of this file.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -188,22 +188,6 @@ impl FunctionKind {
     /// Whether its slope is 0 everywhere.
     pub fn is_flat(self) -> bool {
         matches!(self, Self::Sign | Self::Ceil | Self::Floor | Self::Round)
-    }
-}
-
-/// y = f(x).
-#[inline(always)]
-fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = f(*x);
-    }
-}
-
-/// dx += dy · slope(x).
-#[inline(always)]
-fn add(x: &[f32], dy: &[f32], dx: &mut [f32], slope: impl Fn(f32) -> f32) {
-    for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-        *dx += dy * slope(*x);
     }
 }
 

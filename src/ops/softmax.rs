@@ -6,7 +6,77 @@
 //! `x`, `y [outer, len, inner]`, the axis in the middle. y is kept. Sums are f64. A row that holds not a number or +∞, or
 //! nothing but −∞, is not a number throughout.
 
+use rten_simd::{Isa, SimdOp};
+
 use super::{Keeps, Operator};
+use crate::kernels::elementary::exp;
+
+/// Partial sums and maxima of a row, whatever the machine: the same order of summation everywhere.
+const LANES: usize = 16;
+
+/// Folds a row in [`LANES`] parts, then the parts; `f` gives the term of an index.
+#[inline(always)]
+fn fold<T: Copy>(len: usize, start: T, term: impl Fn(usize) -> T, join: impl Fn(T, T) -> T) -> T {
+    let mut parts = [start; LANES];
+    let whole = len - len % LANES;
+    for from in (0..whole).step_by(LANES) {
+        for (lane, part) in parts.iter_mut().enumerate() {
+            *part = join(*part, term(from + lane));
+        }
+    }
+    let rest = (whole..len).fold(start, |sum, i| join(sum, term(i)));
+    parts.into_iter().fold(rest, join)
+}
+
+/// Softmax of each row of `len` values.
+struct Rows<'a> {
+    len: usize,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl SimdOp for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) {
+        let len = self.len;
+        for (x, y) in self.x.chunks_exact(len).zip(self.y.chunks_exact_mut(len)) {
+            let max = fold(len, f32::NEG_INFINITY, |i| x[i], |max, x| if x > max { x } else { max });
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = exp(x - max);
+            }
+            let factor = (1.0 / fold(len, 0.0, |i| f64::from(y[i]), |sum, y| sum + y)) as f32;
+            for y in y {
+                *y *= factor;
+            }
+        }
+    }
+}
+
+/// dx += y (dy − Σ dy y) of each row of `len` values.
+struct RowGradients<'a> {
+    len: usize,
+    y: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+impl SimdOp for RowGradients<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) {
+        let len = self.len;
+        let rows = self.y.chunks_exact(len).zip(self.dy.chunks_exact(len));
+        for ((y, dy), dx) in rows.zip(self.dx.chunks_exact_mut(len)) {
+            let sum = fold(len, 0.0, |i| f64::from(dy[i]) * f64::from(y[i]), |sum, term| sum + term) as f32;
+            for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
+                *dx += y * (dy - sum);
+            }
+        }
+    }
+}
 
 /// Softmax or log-softmax along the middle of `[outer, len, inner]`.
 #[derive(Clone, Debug)]
@@ -21,6 +91,11 @@ impl Softmax {
     /// With `log`, the logarithm of the softmax.
     pub fn new(outer: usize, len: usize, inner: usize, log: bool) -> Self {
         Self { outer, len, inner, log }
+    }
+
+    /// Whether each line is one run of values, and there are any.
+    fn in_rows(&self) -> bool {
+        self.inner == 1 && self.len > 0 && !self.log
     }
 
     /// The first offset of each line along the axis.
@@ -41,13 +116,16 @@ impl Operator for Softmax {
     }
 
     fn forward(&self, x: &[&[f32]], y: &mut [f32], _saved: &mut [f32], _work: &mut [f32]) {
+        if self.in_rows() {
+            return Rows { len: self.len, x: x[0], y }.dispatch();
+        }
         let span = self.len.saturating_sub(1) * self.inner + 1;
         for from in self.lines() {
             let line = || x[0][from..from + span].iter().step_by(self.inner);
             let out = y[from..from + span].iter_mut().step_by(self.inner);
             let max = line().fold(f32::NEG_INFINITY, |max, x| max.max(*x));
             if self.log {
-                let sum: f64 = line().map(|x| f64::from((x - max).exp())).sum();
+                let sum: f64 = line().map(|x| f64::from(exp(x - max))).sum();
                 let log_sum = sum.ln();
                 for (y, x) in out.zip(line()) {
                     *y = (f64::from(x - max) - log_sum) as f32;
@@ -55,7 +133,7 @@ impl Operator for Softmax {
             } else {
                 let mut sum = 0.0;
                 for (y, x) in out.zip(line()) {
-                    *y = (x - max).exp();
+                    *y = exp(x - max);
                     sum += f64::from(*y);
                 }
                 let factor = (1.0 / sum) as f32;
@@ -76,6 +154,9 @@ impl Operator for Softmax {
         _work: &mut [f32],
     ) {
         let Some(dx) = dx[0].as_deref_mut() else { return };
+        if self.in_rows() {
+            return RowGradients { len: self.len, y, dy, dx }.dispatch();
+        }
         let span = self.len.saturating_sub(1) * self.inner + 1;
         for from in self.lines() {
             let dx = dx[from..from + span].iter_mut().step_by(self.inner);
@@ -86,7 +167,7 @@ impl Operator for Softmax {
             if self.log {
                 let sum = lines().map(|(dy, _)| f64::from(*dy)).sum::<f64>() as f32;
                 for (dx, (dy, y)) in dx.zip(lines()) {
-                    *dx += dy - y.exp() * sum;
+                    *dx += dy - exp(*y) * sum;
                 }
             } else {
                 let sum = lines().map(|(dy, y)| f64::from(*dy) * f64::from(*y)).sum::<f64>() as f32;

@@ -21,6 +21,7 @@
 use rten_simd::{Isa, SimdOp};
 
 use super::{Keeps, Operator};
+use crate::kernels::elementary::{exp, map, sigmoid, tanh};
 
 /// Elements whose bits share one slot of `saved`.
 const BITS: usize = 32;
@@ -136,13 +137,6 @@ fn clip(x: f32, min: f32, max: f32) -> f32 {
     if x > max { max } else { x }
 }
 
-/// Stable in both tails: the exponential is of −|x| and never overflows.
-#[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    let t = (-x.abs()).exp();
-    (if x < 0.0 { t } else { 1.0 }) / (1.0 + t)
-}
-
 #[inline(always)]
 fn save_bits(values: &[f32], saved: &mut [f32], is_set: impl Fn(f32) -> bool) {
     let (chunks, rest) = values.as_chunks::<BITS>();
@@ -250,14 +244,6 @@ impl Unary {
     }
 }
 
-/// y = f(x).
-#[inline(always)]
-fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = f(*x);
-    }
-}
-
 /// dx += f(dy, kept), `kept` being x or y.
 #[inline(always)]
 fn add(dx: &mut [f32], dy: &[f32], kept: &[f32], f: impl Fn(f32, f32) -> f32) {
@@ -292,10 +278,10 @@ impl Operator for Unary {
             UnaryKind::Clip { min, max } => map(x, y, |x| clip(x, min, max)),
             UnaryKind::LeakyRelu { alpha } => map(x, y, |x| if x > 0.0 { x } else { x * alpha }),
             UnaryKind::Sigmoid => map(x, y, sigmoid),
-            UnaryKind::Tanh => map(x, y, f32::tanh),
+            UnaryKind::Tanh => map(x, y, tanh),
             UnaryKind::Neg => map(x, y, |x| -x),
             UnaryKind::Abs => map(x, y, f32::abs),
-            UnaryKind::Exp => map(x, y, f32::exp),
+            UnaryKind::Exp => map(x, y, exp),
             UnaryKind::Log => map(x, y, f32::ln),
             UnaryKind::Sqrt => map(x, y, f32::sqrt),
             UnaryKind::Reciprocal => map(x, y, |x| 1.0 / x),

@@ -2,7 +2,7 @@
 
 usage: fsdd.py FSDD_FOLDER OUT
 For each adapted speaker: OUT/SPEAKER-train-K.csv (indices 50-K .. 49, K = 3, 5, 10) and OUT/SPEAKER-test.csv (0 .. 39).
-For the US speakers: OUT/us-test.csv (0 .. 4), OUT/us-replay.csv (5 .. 14).
+For the US speakers: OUT/us-test.csv (0 .. 4), OUT/us-replay.csv (5 .. 14), OUT/us-train.csv (5 .. 49).
 """
 import csv
 import pathlib
@@ -32,3 +32,4 @@ for speaker in ["nicolas", "yweweler"]:
     write(f"{speaker}-test", [speaker], range(40))
 write("us-test", ["jackson", "theo"], range(5))
 write("us-replay", ["jackson", "theo"], range(5, 15))
+write("us-train", ["jackson", "theo"], range(5, 50))

@@ -18,7 +18,7 @@
 
 use rten_simd::{Isa, SimdOp};
 
-use crate::kernels::elementary::{exp, exp_m1, sigmoid};
+use crate::kernels::elementary::{exp, exp_m1, sigmoid, tanh};
 
 /// A function of a gate, with its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,13 +92,6 @@ impl<F: Fn(f32) -> f32> SimdOp for Map<'_, F> {
 #[inline(always)]
 fn map(x: &mut [f32], f: impl Fn(f32) -> f32) {
     Map { x, f }.dispatch();
-}
-
-/// tanh from e^(−2|x|) − 1, which neither cancels about 0 nor overflows.
-#[inline(always)]
-fn tanh(x: f32) -> f32 {
-    let t = exp_m1(-2.0 * x.abs());
-    (-t / (2.0 + t)).copysign(x)
 }
 
 /// d *= slope(y).
