@@ -31,7 +31,7 @@ pub enum ModelError {
     Manifest(#[from] ManifestError),
     /// Stages that do not fit together.
     #[error(transparent)]
-    Chain(#[from] ChainError),
+    Chain(Box<ChainError>),
     /// A file of a chain that cannot be read with what it is fed.
     #[error("{source} (stage {index}, fed {fed:?})")]
     Stage {
@@ -101,6 +101,12 @@ pub enum ModelError {
         /// What the model has.
         labels: Vec<String>,
     },
+}
+
+impl From<ChainError> for ModelError {
+    fn from(error: ChainError) -> Self {
+        Self::Chain(Box::new(error))
+    }
 }
 
 impl From<MergeError> for ModelError {
