@@ -1,10 +1,14 @@
 //! A frozen model ready for use: graph, ending, labels, front end.
 
+mod head;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
-use crate::graph::{Chain, ChainError, Ending, Frames, Graph, Link, Site, Stage, ValueId, choose};
+use crate::graph::{
+    Chain, ChainError, Choice, Ending, Frames, Graph, Head, HeadError, Link, Site, Stage, ValueId, choose,
+};
 use crate::lora::merge::{MergeError, Merged};
 use crate::lora::{Adapter, AdapterError, AdapterSpec, StageBase};
 use crate::manifest::{Manifest, ManifestError};
@@ -51,6 +55,12 @@ pub enum ModelError {
         /// Its stages.
         stages: usize,
     },
+    /// A chain whose head an adapter changed.
+    #[error(
+        "the adapter has labels of its own, which cannot be merged into the files of a chain; \
+         use it as it is, with --adapter"
+    )]
+    ChainHead,
     /// The front end.
     #[error(transparent)]
     Feature(#[from] FeatureError),
@@ -90,7 +100,7 @@ pub enum ModelError {
         output: String,
     },
     /// A label of the data that the model lacks.
-    #[error("{path}: the model has no label `{label}`{nearest}; it has {}; rename the folder, or leave these clips out", labels.join(", "))]
+    #[error("{path}: the model has no label `{label}`{nearest}; it has {}; rename the folder, leave these clips out, or teach it as a new one with `adapt --new-labels`", labels.join(", "))]
     UnknownLabel {
         /// The file that carries it.
         path: PathBuf,
@@ -100,6 +110,15 @@ pub enum ModelError {
         nearest: String,
         /// What the model has.
         labels: Vec<String>,
+    },
+    /// Other classes than the file has.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// A label of a head that is there already.
+    #[error("the label `{label}` is there twice; give every class its own name")]
+    LabelTwice {
+        /// The label.
+        label: String,
     },
 }
 
@@ -142,6 +161,9 @@ pub struct Model {
     path: PathBuf,
     manifest: Option<Manifest>,
     chain: Option<Arc<Stages>>,
+    head: Option<Head>,
+    /// The model without its head.
+    base: Option<Arc<Model>>,
 }
 
 /// The parts of a model that is a chain.
@@ -294,6 +316,8 @@ impl Model {
             path: PathBuf::new(),
             manifest: None,
             chain: None,
+            head: None,
+            base: None,
         })
     }
 
@@ -362,6 +386,16 @@ impl Model {
         self.graph.sites(self.ending.logits)
     }
 
+    /// The sites that `choice` takes: of `auto`, those that a gradient reaches.
+    pub fn chosen_sites(&self, choice: &Choice) -> Vec<Site> {
+        let mut chosen = choose(&self.graph, &self.sites(), choice);
+        if matches!(choice, Choice::Auto) {
+            let blocked = self.graph.blocked(self.ending.logits);
+            chosen.retain(|site| !blocked.iter().any(|(_, before)| before.contains(&site.node)));
+        }
+        chosen
+    }
+
     /// A fresh adapter for the layers that `spec` chooses; with it the model computes what the file computes.
     ///
     /// # Errors
@@ -374,11 +408,19 @@ impl Model {
             let (found, cure) = (spec.alpha.to_string(), "use a positive number; twice the rank is the default");
             return Err(TrainError::Setting { what: "alpha", found, cure }.into());
         }
+        // Classes that the file lacks are in a layer that the adapter carries whole.
+        let spec = &AdapterSpec { head: spec.head || self.head.is_some(), ..spec.clone() };
         let sites = self.sites();
-        let chosen = choose(&self.graph, &sites, &spec.sites);
+        let chosen = self.chosen_sites(&spec.sites);
         if chosen.is_empty() && !spec.head {
             let reason = if sites.is_empty() {
                 "the model has no convolution, dense or recurrent layer with a constant weight before its output"
+            } else if let (Choice::Auto, Some((node, _))) = (&spec.sites, self.graph.blocked(self.ending.logits).last())
+            {
+                let node = &self.graph.nodes[*node];
+                let what =
+                    format!("no gradient passes node `{}` ({}), and no site lies behind it", node.name, node.op_type);
+                return Err(TrainError::NoSite(what).into());
             } else {
                 "--sites matches none"
             };
@@ -393,11 +435,12 @@ impl Model {
         adapter.base_name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().into();
         adapter.labels = self.labels.clone();
         adapter.stages = self.stage_bases(&chosen_sites(&adapter, &sites));
+        adapter.head = self.head.clone();
         Ok(adapter)
     }
 
-    /// The sites of an adapter in this model, after checking that it belongs to it; of a chain, file by file.
-    fn bind(&self, adapter: &Adapter) -> Result<Vec<Site>, AdapterError> {
+    /// Whether the adapter belongs to this model; of a chain, file by file, as far as it names them.
+    fn check_base(&self, adapter: &Adapter) -> Result<(), AdapterError> {
         if let Some(chain) = &self.chain {
             for (expected, found) in adapter.stages.iter().zip(&chain.files) {
                 if !expected.sha256.eq_ignore_ascii_case(&found.sha256) {
@@ -407,7 +450,7 @@ impl Model {
                 }
             }
         }
-        adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())
+        adapter.check_base(self.sha256.as_deref())
     }
 
     /// The files of a chain with the keys of those of `sites` that are in each.
@@ -425,8 +468,14 @@ impl Model {
     /// # Errors
     /// An adapter of another base, a gradient that cannot pass, threads that cannot start.
     pub fn trainer(&self, adapter: Adapter, threads: usize) -> Result<Trainer, ModelError> {
-        let sites = self.bind(&adapter)?;
-        Ok(Trainer::new(&self.graph, self.input, self.ending, adapter, sites, threads)?)
+        let model = self.for_adapter(&adapter)?;
+        let sites = model.bind(&adapter)?;
+        Ok(Trainer::new(&model.graph, model.input, model.ending, adapter, sites, threads)?)
+    }
+
+    fn bind(&self, adapter: &Adapter) -> Result<Vec<Site>, ModelError> {
+        self.check_base(adapter)?;
+        Ok(adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?)
     }
 
     /// Reads an adapter folder and checks that it belongs to this model.
@@ -434,18 +483,15 @@ impl Model {
     /// # Errors
     /// A damaged folder, an adapter of another base.
     pub fn read_adapter(&self, folder: &Path) -> Result<Adapter, ModelError> {
-        // Of a chain, which file is another says more than the sha256 of the whole.
-        if self.chain.is_some() {
-            match crate::lora::read(folder) {
-                Ok(adapter) => drop(self.bind(&adapter)?),
-                Err(AdapterError::Plain { .. }) => {}
-                Err(error) => return Err(error.into()),
+        let adapter = match crate::lora::read(folder) {
+            // Trained in PyTorch: only the base says what its tensors are.
+            Err(AdapterError::Plain { .. }) => {
+                let (adapter, sites) = crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?;
+                return Ok(Adapter { stages: self.stage_bases(&sites), ..adapter });
             }
-        }
-        let (mut adapter, sites) = crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?;
-        if adapter.stages.is_empty() {
-            adapter.stages = self.stage_bases(&sites);
-        }
+            read => read?,
+        };
+        self.for_adapter(&adapter)?.bind(&adapter)?;
         Ok(adapter)
     }
 
@@ -454,8 +500,9 @@ impl Model {
     /// # Errors
     /// A folder that cannot be written, an adapter of another base.
     pub fn write_adapter(&self, folder: &Path, adapter: &Adapter) -> Result<(), ModelError> {
-        self.bind(adapter)?;
-        Ok(crate::lora::write_whole(folder, adapter, &self.graph)?)
+        let model = self.for_adapter(adapter)?;
+        model.bind(adapter)?;
+        Ok(crate::lora::write_whole(folder, adapter, &model.graph)?)
     }
 
     /// The ONNX file that computes by itself what this model and the adapter compute together.
@@ -467,8 +514,16 @@ impl Model {
         if !self.stages().is_empty() {
             return Err(ModelError::OneOfMany { stages: self.stages().len() });
         }
-        let sites = self.bind(adapter)?;
-        Ok(crate::lora::merge::merge(&read_onnx(&self.path)?, &self.graph, adapter, &sites)?)
+        let model = self.for_adapter(adapter)?;
+        let sites = model.bind(adapter)?;
+        let bytes = read_onnx(&self.path)?;
+        let Some(head) = &model.head else {
+            return Ok(crate::lora::merge::merge(&bytes, &model.graph, adapter, &sites)?);
+        };
+        let frozen = model.frozen();
+        let widened = crate::lora::merge::with_head(&bytes, &frozen.graph, &model.graph, head, frozen.output)?;
+        let merged = crate::lora::merge::merge(&widened.bytes, &model.graph, adapter, &sites)?;
+        Ok(Merged { notes: [widened.notes, merged.notes].concat(), ..merged })
     }
 
     /// [`Model::merge`] for a chain: the file of every stage, in their order, and a manifest for the folder that they go
@@ -477,6 +532,9 @@ impl Model {
     /// # Errors
     /// As [`Model::merge`].
     pub fn merge_stages(&self, adapter: &Adapter) -> Result<(Vec<MergedStage>, Manifest), ModelError> {
+        if adapter.head.is_some() {
+            return Err(ModelError::ChainHead);
+        }
         let bound = self.bind(adapter)?;
         let mut manifest = self.manifest.clone().unwrap_or_default();
         let mut merged = Vec::new();
@@ -505,11 +563,12 @@ impl Model {
     /// # Errors
     /// An adapter of another base.
     pub fn session(&self, adapter: Option<&Adapter>) -> Result<Session, ModelError> {
-        let bound = match adapter {
-            Some(adapter) => Some((adapter, self.bind(adapter)?)),
-            None => None,
+        let Some(adapter) = adapter else {
+            return Ok(Session::new(&self.graph, self.input, self.ending, None, true)?);
         };
-        Ok(Session::new(&self.graph, self.input, self.ending, bound, true)?)
+        let model = self.for_adapter(adapter)?;
+        let bound = Some((adapter, model.bind(adapter)?));
+        Ok(Session::new(&model.graph, model.input, model.ending, bound, true)?)
     }
 
     /// Inference with the adapter's pairs beside the frozen weights, where many adapters serve one base.
@@ -517,8 +576,9 @@ impl Model {
     /// # Errors
     /// An adapter of another base.
     pub fn session_unmerged(&self, adapter: &Adapter) -> Result<Session, ModelError> {
-        let sites = self.bind(adapter)?;
-        Ok(Session::new(&self.graph, self.input, self.ending, Some((adapter, sites)), false)?)
+        let model = self.for_adapter(adapter)?;
+        let sites = model.bind(adapter)?;
+        Ok(Session::new(&model.graph, model.input, model.ending, Some((adapter, sites)), false)?)
     }
 
     /// The index of a label in the order of the scores.

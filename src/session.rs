@@ -6,7 +6,7 @@ use ndarray::{Array1, ArrayView, Dimension};
 
 use crate::graph::{Ending, Graph, Site, ValueId};
 use crate::lora::{Adapter, SiteWeights};
-use crate::plan::{Plan, PlanError, Program};
+use crate::plan::{Arena, Plan, PlanError, Program};
 use crate::train::{Evaluation, Examples, Loss, TrainError};
 
 /// A model that answers. `Send + Sync`: calls from several threads each get an arena of their own.
@@ -17,7 +17,7 @@ pub struct Session {
     ending: Ending,
     input_shape: Vec<usize>,
     classes: usize,
-    arenas: Mutex<Vec<Vec<f32>>>,
+    arenas: Mutex<Vec<Arena>>,
 }
 
 impl Session {
@@ -94,7 +94,7 @@ impl Session {
             return Err(TrainError::Length { expected: self.input_len(), found: input.len() });
         }
         let spare = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut arena = spare.unwrap_or_else(|| vec![0.0; self.plan.arena_len()]);
+        let mut arena = spare.unwrap_or_else(|| Arena::new(self.plan.arena_len()));
         let result = self.plan.forward(&self.weights, &mut arena, input);
         let logits = self.plan.output(&arena, 0).to_vec();
         self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
@@ -120,26 +120,28 @@ impl Session {
         Ok(Array1::from_vec(self.scores(&crate::train::row_major(input, &self.input_shape)?)?))
     }
 
-    /// Accuracy over examples, first variant of each; `labels` names the classes.
+    /// Accuracy over examples, first variant of each; `labels` names the classes. Labels beyond the scores are of classes
+    /// that this model lacks: their examples count as not found, and not in the mean loss.
     ///
     /// # Errors
     /// As [`Session::logits`]; fewer labels than scores; a label index that has no label.
     pub fn evaluate(&self, labels: &[String], examples: &Examples) -> Result<Evaluation, TrainError> {
         let classes = self.classes.max(2);
-        if labels.len() != classes {
+        if labels.len() < classes {
             let cure = "name each score, in their order (two of a one-score model): `Model::labels`";
             return Err(TrainError::Setting { what: "number of labels", found: labels.len().to_string(), cure });
         }
-        if let Some(found) = examples.targets().iter().copied().find(|t| *t >= classes) {
-            return Err(TrainError::Target { found, classes });
+        if let Some(found) = examples.targets().iter().copied().find(|t| *t >= labels.len()) {
+            return Err(TrainError::Target { found, classes: labels.len() });
         }
         let loss = Loss::for_scores(self.classes, 0.0);
         let mut scratch = vec![0.0; self.classes];
         let mut results = Vec::with_capacity(examples.len());
         for index in 0..examples.len() {
             let logits = self.logits(examples.input(index, 0))?;
-            let value = loss.value(&logits, examples.target(index), 1.0, &mut scratch);
-            results.push((examples.target(index), crate::train::predicted(&logits), value));
+            let target = examples.target(index);
+            let value = (target < classes).then(|| loss.value(&logits, target, 1.0, &mut scratch));
+            results.push((target, crate::train::predicted(&logits), value));
         }
         Ok(Evaluation::count(labels, &results))
     }

@@ -1,6 +1,7 @@
 //! `accentor adapt`: teaches the model from labelled clips or pictures.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,8 +10,9 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::options::{AdapterArgs, AugmentArgs, ModelArgs, Recipe, read_dataset};
+use super::options::{AdapterArgs, AugmentArgs, ModelArgs, ModelDetails, Recipe, read_dataset};
 use super::{memory, report};
+use crate::graph::Head;
 use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError, sweep};
 use crate::{Adapter, Augment, Model};
 
@@ -18,9 +20,14 @@ use crate::{Adapter, Augment, Model};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     accentor adapt --model models/kws-commands --data my-clips --out my-accent\n  \
-    accentor adapt --model net.onnx --labels cat,dog --data train.csv --eval test.csv --out porch-camera --lr auto\n\n\
+    accentor adapt --model net.onnx --labels cat,dog --data train.csv --eval test.csv --out porch-camera --lr auto\n  \
+    accentor adapt --model models/kws-commands --data new-word --new-labels --replay old-words --out eleven-words\n  \
+    accentor adapt --model net.onnx --new-head embedding --data digits --out digits --sites none\n\n\
     DATA is a folder with a folder a label, or a CSV with the columns path,label. --eval and --guard are only\n\
-    reported: nothing is chosen by them.")]
+    reported: nothing is chosen by them.\n\n\
+    New words: --new-labels gives the last layer a row for each label that the model lacks; clips of the old words in\n\
+    --replay keep it from forgetting them. --new-head puts a fresh layer on a tensor of the file and forgets the old\n\
+    labels. Labels and layer are in the adapter: eval, predict and merge take them from there.")]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -42,6 +49,13 @@ pub(super) struct Args {
     /// Examples that must not get worse: reported before and after [default: those of model.toml, if it names any]
     #[arg(long, value_name = "DATA")]
     guard: Option<PathBuf>,
+    /// Labels of --data that the model lacks become new classes of its last layer
+    #[arg(long, conflicts_with = "new_head")]
+    new_labels: bool,
+    /// Train a fresh dense layer on this tensor of the file, e.g. embedding, for the labels of --data and --replay (or
+    /// those of --labels, in that order)
+    #[arg(long, value_name = "TENSOR")]
+    new_head: Option<String>,
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
@@ -51,6 +65,39 @@ pub(super) struct Args {
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
+}
+
+impl Args {
+    /// The model with the classes to be learnt.
+    fn open(&self) -> anyhow::Result<Model> {
+        let labels_of = |flag: &str, path: &Path| Ok::<_, anyhow::Error>(read_dataset(flag, path)?.labels());
+        let data = labels_of("--data", &self.data);
+        if let Some(tensor) = &self.new_head {
+            // The labels are those of the new head, not of the file's own scores.
+            let details = ModelDetails { labels: Vec::new(), ..self.model.details.clone() };
+            let model = details.open(&self.model.model)?;
+            let mut labels = self.model.details.labels.clone();
+            if labels.is_empty() {
+                labels = data?;
+                if let Some(replay) = &self.replay {
+                    labels.extend(labels_of("--replay", replay)?);
+                }
+                labels.sort();
+                labels.dedup();
+            }
+            return model.with_new_head(tensor, labels).context("--new-head");
+        }
+        let model = self.model.open()?;
+        if !self.new_labels {
+            return Ok(model);
+        }
+        let new: Vec<String> = data?.into_iter().filter(|l| model.label_index(l).is_none()).collect();
+        if new.is_empty() {
+            report::note("--new-labels: the model has all labels of --data already");
+            return Ok(model);
+        }
+        model.extended(&new).context("--new-labels")
+    }
 }
 
 /// How to train.
@@ -183,6 +230,9 @@ pub(super) struct Outcome {
     pub(super) rate_trials: Vec<RateTrial>,
     pub(super) losses: Vec<f32>,
     pub(super) cancelled: bool,
+    /// Classes that the file lacks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) new_labels: Vec<String>,
     pub(super) seconds: f64,
     pub(super) peak_rss_bytes: u64,
     pub(super) evaluated_on: &'static str,
@@ -218,7 +268,7 @@ pub(super) struct Trained {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     crate::store::check_folder(&args.out).context("--out")?;
-    let model = args.model.open()?;
+    let model = args.open()?;
     let kind = model.front_end();
     let (augment, variants) = args.augment.augment(kind);
     augment.check()?;
@@ -227,7 +277,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         config.rate = ONE_SCORE_RATE;
     }
     config.check()?;
-    let adapter = model.new_adapter(&args.adapter.spec(), args.training.seed)?;
+    let mut adapter = model.new_adapter(&args.adapter.spec(), args.training.seed)?;
 
     let plain = Augment::default();
     let read =
@@ -248,6 +298,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let eval = read("--eval", &args.eval, &plain, 1)?;
     let guard = args.guard.clone().or_else(|| said(|m| &m.guard));
     let guard = read("--guard", &guard, &plain, 1)?;
+    if model.head() == Some(&Head::Extended)
+        && let Some(replay) = &replay
+    {
+        // An old label is heard as often as a new one: else the new ones would be the likelier answer to anything.
+        let labels = |e: &Examples| e.targets().iter().collect::<BTreeSet<_>>().len() as f32;
+        config.replay = config.replay.max(labels(replay) / labels(&train).max(1.0));
+    }
     if replay.is_none() {
         check_classes(&model, &train)?;
     }
@@ -257,7 +314,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         (None, Some(valid)) => ("valid", valid),
         (None, None) => ("data", &train),
     };
-    let frozen = model.session(None)?;
+    let sets: Vec<&Examples> = [Some(&train), replay.as_ref()].into_iter().flatten().collect();
+    model.start_head(&mut adapter, &sets)?;
+    let frozen = match model.head() {
+        // The old labels mean nothing: what is there before is the new head as it starts.
+        Some(Head::New { .. }) => model.session(Some(&adapter))?,
+        _ => model.frozen().session(None)?,
+    };
     let before = frozen.evaluate(model.labels(), measured)?;
     let guard_before = guard.as_ref().map(|g| frozen.evaluate(model.labels(), g)).transpose()?;
     drop(frozen);
@@ -283,6 +346,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         rate_trials: trained.trials,
         losses: trained.report.losses,
         cancelled: trained.report.cancelled,
+        new_labels: match model.head() {
+            Some(Head::New { .. }) => model.labels().to_vec(),
+            Some(Head::Extended) => model.labels()[model.frozen().labels().len()..].to_vec(),
+            None => Vec::new(),
+        },
         seconds: started.elapsed().as_secs_f64(),
         peak_rss_bytes: memory::peak_rss_bytes(),
         evaluated_on,
@@ -380,6 +448,9 @@ fn print(o: &Outcome) -> anyhow::Result<()> {
         o.seconds,
         o.peak_rss_bytes as f64 / 1048576.0
     ))?;
+    if !o.new_labels.is_empty() {
+        report::line(&format!("new labels: {}", o.new_labels.join(", ")))?;
+    }
     let on = if o.evaluated_on == "data" { "the training data (give --eval for others)" } else { o.evaluated_on };
     report::line(&format!("on {on}: {} -> {}", report::accuracy(&o.before), report::accuracy(&o.after)))?;
     if let Some(guard) = &o.guard {

@@ -99,6 +99,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         rate_trials: trials,
         losses: fit.losses,
         cancelled: fit.cancelled,
+        new_labels: Vec::new(),
         seconds: started.elapsed().as_secs_f64(),
         peak_rss_bytes: memory::peak_rss_bytes(),
         evaluated_on: "eval",

@@ -28,6 +28,11 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.model.open()?;
     let adapter = args.adapter.as_deref().map(|a| model.read_adapter(a)).transpose()?;
+    // With the classes that the adapter added.
+    let model = match &adapter {
+        Some(adapter) => model.for_adapter(adapter)?.into_owned(),
+        None => model,
+    };
     let data = read_dataset("--data", &args.data)?;
     let examples = model
         .examples(&data, &Augment::default(), 1, 0)

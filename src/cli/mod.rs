@@ -8,6 +8,7 @@ mod init;
 mod inspect;
 mod memory;
 mod merge;
+mod operators;
 mod options;
 mod predict;
 mod report;
@@ -46,6 +47,7 @@ enum Verb {
     Bench(bench::Args),
     #[command(allow_negative_numbers = true)]
     Demo(demo::Args),
+    Operators(operators::Args),
 }
 
 /// Runs the command line of this process and says how it ended.
@@ -68,6 +70,7 @@ pub fn run() -> ExitCode {
         Verb::Merge(args) => merge::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Demo(args) => demo::run(args),
+        Verb::Operators(args) => operators::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

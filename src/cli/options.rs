@@ -19,7 +19,7 @@ pub(super) struct ModelArgs {
 }
 
 /// What a bare .onnx file does not say.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct ModelDetails {
     /// Output to use, by name [default: the first]
     #[arg(long, value_name = "NAME")]
@@ -61,7 +61,7 @@ pub(super) struct AdapterArgs {
     /// The pair counts alpha/rank [default: 2 * rank]
     #[arg(long)]
     pub(super) alpha: Option<f32>,
-    /// Layers to adapt: auto (all but depthwise), all, or a regular expression over node names
+    /// Layers to adapt: auto (all but depthwise), all, none (with --head), or a regular expression over node names
     #[arg(long, default_value = "auto", value_parser = parse_choice)]
     pub(super) sites: Choice,
     /// Train the last dense layer whole in place of a low-rank pair
@@ -149,6 +149,13 @@ impl Recipe {
             }
             _ => Self { augment: off, variants: 8, epochs: 40, rate: 3e-3, smoothing: 0.0 },
         }
+    }
+}
+
+impl Recipe {
+    /// Versions of each clip where the command line says nothing.
+    pub(super) fn versions(&self) -> usize {
+        if self.augment == Augment::default() { 1 } else { self.variants }
     }
 }
 

@@ -48,6 +48,11 @@ struct Scored {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.model.open()?;
     let adapter = args.adapter.as_deref().map(|a| model.read_adapter(a)).transpose()?;
+    // With the classes that the adapter added.
+    let model = match &adapter {
+        Some(adapter) => model.for_adapter(adapter)?.into_owned(),
+        None => model,
+    };
     let session = model.session(adapter.as_ref())?;
     let mut predictions = Vec::new();
     for input in &args.inputs {

@@ -11,7 +11,7 @@ impl Site {
         let outputs = self.outputs / self.groups;
         match self.layout {
             Layout::OutInKernel => ((group * outputs + output) * (self.inputs / self.groups) + input) * taps + tap,
-            Layout::InOut => input * self.outputs + output,
+            Layout::InOut | Layout::Rows => input * self.outputs + output,
             Layout::OutIn => output * self.inputs + input,
             Layout::Stacked { part } => (part * self.outputs + output) * self.inputs + input,
         }

@@ -5,6 +5,7 @@
 
 mod chain;
 mod ending;
+mod head;
 mod layout;
 mod patterns;
 mod quantised;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 pub(crate) use chain::fill;
 pub use chain::{Chain, ChainError, Frames, Link, Stage};
 pub use ending::{Ending, EndingKind};
+pub use head::{Head, HeadError, NEW_HEAD};
 pub use quantised::{Quantisation, Quantised, Spread};
 pub use recurrent::RecurrentLayer;
 pub use sites::{Choice, Layout, Site, SiteKind, choose};

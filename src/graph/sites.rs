@@ -2,7 +2,7 @@
 
 use regex_lite::Regex;
 
-use super::{Graph, NodeId, Op, ValueId};
+use super::{Graph, Indexing, NodeId, Op, ValueId};
 use crate::ops::binary::BinaryKind;
 
 /// A node that an adapter can change.
@@ -46,6 +46,8 @@ pub enum SiteKind {
     Depthwise,
     /// Input or recurrent weight of one direction of an RNN, GRU or LSTM: a low-rank pair over all gates.
     Recurrent,
+    /// Matrix of which Gather takes rows: a low-rank pair, `A [r, rows]` and `B [width, r]`.
+    Embedding,
 }
 
 /// Order of a weight's dimensions in the file.
@@ -62,6 +64,15 @@ pub enum Layout {
         /// Which.
         part: usize,
     },
+    /// `[in, out]`: the rows of an embedding.
+    Rows,
+}
+
+impl Layout {
+    /// PEFT's names of A and B.
+    pub fn pair_names(self) -> [&'static str; 2] {
+        if self == Layout::Rows { ["lora_embedding_A", "lora_embedding_B"] } else { ["lora_A", "lora_B"] }
+    }
 }
 
 impl Site {
@@ -114,17 +125,20 @@ impl Site {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Choice {
-    /// Every convolution that is not depthwise, every dense layer and every weight of a recurrent one.
+    /// Every convolution that is not depthwise, every dense layer and every weight of a recurrent one. Embeddings are left
+    /// out, as by PEFT's `all-linear`.
     #[default]
     Auto,
-    /// Every site, depthwise too.
+    /// Every site, depthwise layers and embeddings too.
     All,
+    /// No site: only a head is trained.
+    None,
     /// Sites whose node name or key the pattern finds.
     Matching(Box<Regex>),
 }
 
 impl Choice {
-    /// `auto`, `all`, or a regular expression over node names and keys.
+    /// `auto`, `all`, `none`, or a regular expression over node names and keys.
     ///
     /// # Errors
     /// What is wrong with the expression.
@@ -132,6 +146,7 @@ impl Choice {
         match text {
             "auto" => Ok(Choice::Auto),
             "all" => Ok(Choice::All),
+            "none" => Ok(Choice::None),
             pattern => Regex::new(pattern).map(|r| Choice::Matching(Box::new(r))).map_err(|e| e.to_string()),
         }
     }
@@ -140,8 +155,9 @@ impl Choice {
 /// The sites of `sites` that `choice` takes.
 pub fn choose(graph: &Graph, sites: &[Site], choice: &Choice) -> Vec<Site> {
     let taken = |site: &&Site| match choice {
-        Choice::Auto => site.kind != SiteKind::Depthwise,
+        Choice::Auto => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Embedding),
         Choice::All => true,
+        Choice::None => false,
         Choice::Matching(regex) => regex.is_match(&graph.nodes[site.node].name) || regex.is_match(&site.key),
     };
     sites.iter().filter(taken).cloned().collect()
@@ -173,6 +189,38 @@ impl Graph {
             }
         }
         sites
+    }
+
+    /// The nodes without a gradient between the inputs and `output` that a gradient would have to pass, each with the nodes
+    /// before it that none reaches.
+    pub fn blocked(&self, output: ValueId) -> Vec<(NodeId, Vec<NodeId>)> {
+        let passes = |value: &ValueId| self.values[*value].element.is_float() && !self.is_constant(*value);
+        let before = |from: ValueId| {
+            let mut reached = vec![false; self.values.len()];
+            reached[from] = true;
+            let mut nodes = Vec::new();
+            for (id, node) in self.nodes.iter().enumerate().rev() {
+                if node.outputs.iter().any(|o| reached[*o]) {
+                    nodes.push(id);
+                    node.inputs.iter().filter(|i| passes(i)).for_each(|i| reached[*i] = true);
+                }
+            }
+            nodes
+        };
+        let foreign = |id: &NodeId| matches!(self.nodes[*id].op, Op::Foreign(_));
+        let mut found: Vec<(NodeId, Vec<NodeId>)> = before(output)
+            .into_iter()
+            .filter(foreign)
+            .map(|id| {
+                let mut nodes: Vec<NodeId> =
+                    self.nodes[id].inputs.iter().filter(|i| passes(i)).flat_map(|i| before(*i)).collect();
+                nodes.sort_unstable();
+                nodes.dedup();
+                (id, nodes)
+            })
+            .collect();
+        found.sort_unstable_by_key(|(id, _)| *id);
+        found
     }
 
     /// Which nodes `value` depends on.
@@ -232,10 +280,19 @@ impl Graph {
             Op::Gemm { trans_b, .. } if activation(0) => weight_at(1).map(|(w, t)| (w, t, *trans_b))?,
             Op::MatMul if activation(0) && matrix(1) => weight_at(1).map(|(w, t)| (w, t, false))?,
             Op::MatMul if activation(1) && matrix(0) => weight_at(0).map(|(w, t)| (w, t, true))?,
+            Op::Gather(Indexing::Axis(0)) if matrix(0) && activation(1) => {
+                let (weight, transposed) = weight_at(0)?;
+                if transposed {
+                    return None;
+                }
+                (site.kind, site.layout) = (SiteKind::Embedding, Layout::Rows);
+                (site.inputs, site.outputs) = (self.values[weight].shape[0], self.values[weight].shape[1]);
+                (weight, false, false)
+            }
             _ => return None,
         };
         site.weight = weight;
-        if site.layout != Layout::OutInKernel {
+        if !matches!(site.layout, Layout::OutInKernel | Layout::Rows) {
             site.layout = if out_in != transposed { Layout::OutIn } else { Layout::InOut };
             let shape = &self.values[weight].shape;
             (site.inputs, site.outputs) =
@@ -248,7 +305,7 @@ impl Graph {
                 let fits = |b: &ValueId| *beta == 1.0 && self.values[*b].len() == site.outputs;
                 node.inputs.get(2).copied().filter(stored).filter(fits)
             }
-            _ if activation(0) => self.bias_after(id, site.outputs).map(|(_, bias)| bias).filter(stored),
+            Op::MatMul if activation(0) => self.bias_after(id, site.outputs).map(|(_, bias)| bias).filter(stored),
             _ => None,
         };
         (site.inputs > 0 && site.outputs > 0).then_some(site)
@@ -268,5 +325,55 @@ impl Graph {
         let is_row = shape.last() == Some(&outputs) && self.values[bias].len() == outputs;
         let fits = self.values[node.outputs[0]].shape == self.values[product].shape;
         (self.is_constant(bias) && is_row && fits).then_some((add, bias))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::graph::{Element, Foreign, Node, Value};
+
+    #[derive(Debug)]
+    struct Elsewhere;
+
+    impl Foreign for Elsewhere {
+        fn run(&self, x: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, String> {
+            Ok(x.to_vec())
+        }
+    }
+
+    /// first → between → last, with values of this type before the last.
+    fn graph(element: Element) -> Graph {
+        let mut graph = Graph::default();
+        for (name, constant) in [("x", false), ("a", true), ("b", false), ("c", false), ("d", true), ("y", false)] {
+            graph.values.push(Value {
+                name: name.into(),
+                shape: if constant { vec![2, 2] } else { vec![1, 2] },
+                element: if name == "c" { element } else { Element::F32 },
+                constant: constant.then(|| Arc::from([1.0, 0.0, 0.0, 1.0])),
+                stored: constant,
+                source: None,
+                quantised: None,
+            });
+        }
+        for (name, op, inputs, output) in [
+            ("first", Op::MatMul, vec![0, 1], 2),
+            ("between", Op::Foreign(Arc::new(Elsewhere)), vec![2], 3),
+            ("last", Op::MatMul, vec![3, 4], 5),
+        ] {
+            let (name, op_type) = (name.into(), String::from("Test"));
+            graph.nodes.push(Node { name, op_type, op, inputs, outputs: vec![output] });
+        }
+        (graph.inputs, graph.outputs) = (vec![0], vec![5]);
+        graph
+    }
+
+    #[test]
+    fn what_no_gradient_reaches_is_known() {
+        assert_eq!(graph(Element::F32).blocked(5), [(1, vec![0])]);
+        // No gradient would pass whole numbers anyway.
+        assert_eq!(graph(Element::Integer).blocked(5), []);
     }
 }

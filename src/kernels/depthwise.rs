@@ -15,20 +15,20 @@ use super::conv_geometry::ConvGeometry;
 
 /// y = bias + conv(x), `x [height, width, channels]`, `w [kernel_h * kernel_w, channels]`, `y [out_h, out_w, channels]`.
 ///
-/// An empty `bias` is zero.
+/// An empty `bias` is zero. With `clamp`, y ends between the two bounds (lower first; not a number stays).
 ///
 /// # Panics
 /// If a slice is shorter than the geometry says.
-pub fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
-    Depthwise { g, from: x, w, bias, back: false }.run(y);
+pub fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: &[f32], clamp: Option<[f32; 2]>, y: &mut [f32]) {
+    Depthwise { g, from: x, w, bias, clamp, back: false, first: true }.run(y);
 }
 
-/// dx += conv_transposed(dy): the input gradient, shapes as in [`forward`].
+/// dx += conv_transposed(dy): the input gradient, shapes as in [`forward`]; `first`: dx is written, not added to.
 ///
 /// # Panics
 /// If a slice is shorter than the geometry says.
-pub fn input_gradient(g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
-    Depthwise { g, from: dy, w, bias: &[], back: true }.run(dx);
+pub fn input_gradient(g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [f32], first: bool) {
+    Depthwise { g, from: dy, w, bias: &[], clamp: None, back: true, first }.run(dx);
 }
 
 /// Written positions `first, first + phases, …` (`count` of them) that read the same taps.
@@ -68,8 +68,11 @@ struct Depthwise<'a> {
     from: &'a [f32],
     w: &'a [f32],
     bias: &'a [f32],
-    /// Adds to what it writes: dx.
+    clamp: Option<[f32; 2]>,
+    /// From dy to dx.
     back: bool,
+    /// Writes; else adds to what is there.
+    first: bool,
 }
 
 impl Depthwise<'_> {
@@ -202,7 +205,7 @@ impl<const T: usize, const NV: usize> SimdOp for Tiles<'_, '_, T, NV> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Depthwise { g, from, w, bias, back } = *self.of;
+        let Depthwise { g, from, w, bias, clamp, first, .. } = *self.of;
         let lanes = isa.f32().len();
         let channels = g.input_channels;
         let (written, read) = (self.of.plane(true), self.of.plane(false));
@@ -210,7 +213,7 @@ impl<const T: usize, const NV: usize> SimdOp for Tiles<'_, '_, T, NV> {
         let mut taps = [Tap::default(); TAPS];
         for row in 0..written[0] {
             let rows = self.of.taps(0, row);
-            let first = (row * written[1] + self.run.first) * channels;
+            let line = (row * written[1] + self.run.first) * channels;
             let count = rows.count * self.run.taps.count;
             let (mut start, mut at) = (0, [0, 0]);
             // Once at least: without a tap the bias still stands.
@@ -223,22 +226,23 @@ impl<const T: usize, const NV: usize> SimdOp for Tiles<'_, '_, T, NV> {
                     at = if at[1] + 1 < self.run.taps.count { [at[0], at[1] + 1] } else { [at[0] + 1, 0] };
                 }
                 let taps = &taps[..end - start];
-                let bias = if back || start > 0 { None } else { Some(bias) };
+                let bias = if first && start == 0 { Some(bias) } else { None };
+                let clamp = clamp.filter(|_| end == count);
                 let mut done = self.done;
                 while done < self.end {
-                    let to = &mut self.to[first + done * to_step..];
+                    let to = &mut self.to[line + done * to_step..];
                     let from = &from[done * from_step..];
                     let mut c = 0;
                     while channels - c >= NV * lanes {
-                        tile::<I, T, NV, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step);
+                        tile::<I, T, NV, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp);
                         c += NV * lanes;
                     }
                     while NV > 1 && channels - c >= lanes {
-                        tile::<I, T, 1, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step);
+                        tile::<I, T, 1, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp);
                         c += lanes;
                     }
                     if c < channels {
-                        tile::<I, T, 1, true>(isa, c, channels, taps, bias, w, from, from_step, to, to_step);
+                        tile::<I, T, 1, true>(isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp);
                     }
                     done += T;
                 }
@@ -261,6 +265,7 @@ fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
     from_step: usize,
     to: &mut [f32],
     to_step: usize,
+    clamp: Option<[f32; 2]>,
 ) {
     let ops = isa.f32();
     let lanes = ops.len();
@@ -287,6 +292,15 @@ fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
                 let x = &from[t * from_step..][..width];
                 let x = if TAIL { ops.load_pad(x).0 } else { ops.load(&x[v * lanes..]) };
                 acc[t][v] = ops.mul_add(x, w, acc[t][v]);
+            }
+        }
+    }
+    if let Some([low, high]) = clamp {
+        let (low, high) = (ops.splat(low), ops.splat(high));
+        for t in 0..T {
+            for v in 0..NV {
+                acc[t][v] = ops.select(low, acc[t][v], ops.lt(acc[t][v], low));
+                acc[t][v] = ops.select(high, acc[t][v], ops.gt(acc[t][v], high));
             }
         }
     }

@@ -103,11 +103,11 @@ pub fn gemm_from(
     c_row: usize,
 ) {
     let a = Matrix { values: a, rows: Walk::even(a_row), columns: Walk::even(a_col) };
-    gemm_walk(start, m, n, k, a, b, Walk::even(b_row), c, c_row);
+    gemm_walk(start, m, n, k, a, b, Walk::even(b_row), c, c_row, None);
 }
 
 /// [`gemm_from`] with rows and steps of k in two levels; where both A's columns and B's rows have two, their inner levels
-/// are the same.
+/// are the same. With `clamp`, C ends between the two bounds (lower first, so that the upper one wins; not a number stays).
 ///
 /// # Panics
 /// If a slice is too short for its sizes, or the inner levels differ.
@@ -121,8 +121,9 @@ pub fn gemm_walk(
     b_rows: Walk,
     c: &mut [f32],
     c_row: usize,
+    clamp: Option<[f32; 2]>,
 ) {
-    product(start, m, n, k, a, b, b_rows, c, c_row, false);
+    product(start, m, n, k, a, b, b_rows, c, c_row, clamp, false);
 }
 
 /// [`gemm_walk`]; `generic` takes the token without SIMD, for the tests.
@@ -136,6 +137,7 @@ fn product(
     b_rows: Walk,
     c: &mut [f32],
     c_row: usize,
+    clamp: Option<[f32; 2]>,
     generic: bool,
 ) {
     if m == 0 || n == 0 {
@@ -160,6 +162,7 @@ fn product(
         b_row: b_rows.step,
         b_jump: jump(b_rows),
         c_row,
+        clamp,
         generic,
     };
     let lanes = on(generic, Lanes);
@@ -282,6 +285,7 @@ struct Sizes<'a> {
     b_row: usize,
     b_jump: usize,
     c_row: usize,
+    clamp: Option<[f32; 2]>,
     generic: bool,
 }
 
@@ -321,7 +325,7 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(
 ) {
     let ops = isa.f32();
     let lanes = ops.len();
-    let Sizes { start, outer, inner, a, a_rows, a_col, a_jump, b, b_row, b_jump, c_row, .. } = *size;
+    let Sizes { start, outer, inner, a, a_rows, a_col, a_jump, b, b_row, b_jump, c_row, clamp, .. } = *size;
     let mut acc = [[ops.zero(); NV]; MR];
     match start {
         Start::Zero => {}
@@ -397,6 +401,15 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(
             }
         }
     }
+    if let Some([low, high]) = clamp {
+        let (low, high) = (ops.splat(low), ops.splat(high));
+        for acc in &mut acc {
+            for acc in acc.iter_mut() {
+                *acc = ops.select(low, *acc, ops.lt(*acc, low));
+                *acc = ops.select(high, *acc, ops.gt(*acc, high));
+            }
+        }
+    }
     for (r, acc) in acc.iter().enumerate() {
         let row = &mut c[(i + r) * c_row + j..][..width];
         for (v, acc) in acc.iter().enumerate() {
@@ -435,7 +448,7 @@ mod tests {
             let c0 = values(4, m * (n + 1) + 1);
             let mut c = c0.clone();
             let matrix = Matrix { values: &a[1..], rows: Walk::even(a_row), columns: Walk::even(a_col) };
-            product(start, m, n, k, matrix, &b[1..], Walk::even(n + 2), &mut c[1..], n + 1, generic);
+            product(start, m, n, k, matrix, &b[1..], Walk::even(n + 2), &mut c[1..], n + 1, None, generic);
             let mut expected = c0.clone();
             for i in 0..m {
                 for j in 0..n {
@@ -487,13 +500,13 @@ mod tests {
             let (mut expected, mut got, mut turned) = (vec![1.0; m * n], vec![1.0; m * n], vec![1.0; m * n]);
             gemm(m, n, k, &a, k, 1, &b, n, &mut expected, n);
             let walked = Matrix { values: &values_a, rows, columns };
-            gemm_walk(Start::Add, m, n, k, walked, &values_b, b_rows, &mut got, n);
+            gemm_walk(Start::Add, m, n, k, walked, &values_b, b_rows, &mut got, n, None);
             assert_eq!(got, expected, "{m}x{n}x{k}");
             // The same with A's values in columns: not side by side along k.
             let mut at: Vec<f32> = vec![0.0; m * k];
             a.iter().enumerate().for_each(|(i, v)| at[i % k * m + i / k] = *v);
             let columns = Matrix { values: &at, rows: Walk::even(1), columns: Walk::even(m) };
-            gemm_walk(Start::Add, m, n, k, columns, &values_b, b_rows, &mut turned, n);
+            gemm_walk(Start::Add, m, n, k, columns, &values_b, b_rows, &mut turned, n, None);
             assert_eq!(turned, expected, "{m}x{n}x{k}");
         }
     }

@@ -4,7 +4,7 @@ use ndarray::{ArrayView1, ArrayViewD};
 use serde::{Deserialize, Serialize};
 
 use super::Adaptation;
-use crate::graph::{Choice, Graph, Layout, Site, SiteKind, ValueId};
+use crate::graph::{Choice, Graph, Head, Layout, Site, SiteKind, ValueId};
 
 /// What to train.
 #[derive(Clone, Debug)]
@@ -46,6 +46,8 @@ pub struct Adapter {
     pub steps: usize,
     /// Labels in the order of the scores, if known.
     pub labels: Vec<String>,
+    /// Where the labels are not those of the base: how it got the others.
+    pub head: Option<Head>,
     /// The sites.
     pub sites: Vec<AdapterSite>,
 }
@@ -233,8 +235,8 @@ impl AdapterSite {
 }
 
 impl AdapterSite {
-    /// The tensors with their names: `lora_A` `[rank, in/groups(, kh, kw)]` and `lora_B` `[out, rank/groups(, 1, 1)]`,
-    /// `accentor_scale` and `accentor_shift` `[channels]`, or `weight` in the file's shape and `bias` `[out]`. Values that
+    /// The tensors with their names: `lora_A` `[rank, in/groups(, kh, kw)]` and `lora_B` `[out, rank/groups(, 1, 1)]`, of an
+    /// embedding `lora_embedding_A` `[rank, rows]` and `lora_embedding_B` `[width, rank]`, `accentor_scale` and `accentor_shift` `[channels]`, or `weight` in the file's shape and `bias` `[out]`. Values that
     /// do not fit the site's shape come in one dimension.
     pub fn arrays(&self) -> Vec<(&'static str, ArrayViewD<'_, f32>)> {
         let view = |shape: &[usize], values| -> ArrayViewD<'_, f32> {
@@ -243,14 +245,15 @@ impl AdapterSite {
         match &self.delta {
             Delta::LowRank { rank, a, b, .. } => {
                 let (outputs, inputs) = match (self.layout, self.weight_shape.as_slice()) {
-                    (Layout::InOut, [inputs, outputs]) => (*outputs, vec![*inputs]),
+                    (Layout::InOut | Layout::Rows, [inputs, outputs]) => (*outputs, vec![*inputs]),
                     (_, [outputs, inputs @ ..]) => (*outputs, inputs.to_vec()),
                     _ => (0, Vec::new()),
                 };
                 let of_a: Vec<usize> = [*rank].into_iter().chain(inputs.iter().copied()).collect();
                 let mut of_b = vec![outputs, rank / self.groups.max(1)];
                 of_b.extend(inputs.iter().skip(1).map(|_| 1));
-                vec![("lora_A", view(&of_a, a)), ("lora_B", view(&of_b, b))]
+                let [name_a, name_b] = self.layout.pair_names();
+                vec![(name_a, view(&of_a, a)), (name_b, view(&of_b, b))]
             }
             Delta::ScaleShift { scale, shift } => {
                 vec![("accentor_scale", view(&[scale.len()], scale)), ("accentor_shift", view(&[shift.len()], shift))]
@@ -264,10 +267,10 @@ impl AdapterSite {
 }
 
 impl Adapter {
-    /// A fresh adapter: A uniform in ±1/√fan_in (Kaiming-uniform with a = √5, as PEFT), B zero; scale one, shift zero;
-    /// a trained head starts from the file. With these the model computes what the file computes.
+    /// A fresh adapter: A uniform in ±1/√fan_in (Kaiming-uniform with a = √5, as PEFT), B zero; of an embedding A zero and
+    /// B normal, as PEFT; scale one, shift zero; a trained head starts from the file. With these the model computes what the file computes.
     pub fn new(graph: &Graph, output: ValueId, sites: &[Site], spec: &AdapterSpec, rng: &mut fastrand::Rng) -> Self {
-        let head = if spec.head { head_site(graph, output) } else { None };
+        let head = if spec.head { graph.head_site(output) } else { None };
         let mut chosen: Vec<&Site> = sites.iter().collect();
         if let Some(head) = &head
             && !chosen.iter().any(|s| s.node == head.node)
@@ -283,9 +286,14 @@ impl Adapter {
                     Delta::ScaleShift { scale: vec![1.0; site.outputs], shift: vec![0.0; site.outputs] }
                 } else {
                     let rank = site.capped_rank(spec.rank);
-                    let bound = 1.0 / (site.patch() as f32).sqrt();
-                    let a = (0..rank * site.patch()).map(|_| (rng.f32() * 2.0 - 1.0) * bound).collect();
-                    let b = vec![0.0; rank / site.groups * site.outputs];
+                    let mut a = vec![0.0; rank * site.patch()];
+                    let mut b = vec![0.0; rank / site.groups * site.outputs];
+                    if site.kind == SiteKind::Embedding {
+                        b.iter_mut().for_each(|b| *b = normal(rng));
+                    } else {
+                        let bound = 1.0 / (site.patch() as f32).sqrt();
+                        a.iter_mut().for_each(|a| *a = (rng.f32() * 2.0 - 1.0) * bound);
+                    }
                     Delta::LowRank { rank, alpha: spec.alpha * rank as f32 / spec.rank as f32, a, b }
                 };
                 AdapterSite::new(graph, site, delta)
@@ -301,6 +309,7 @@ impl Adapter {
             examples: 0,
             steps: 0,
             labels: Vec::new(),
+            head: None,
             sites,
         }
     }
@@ -332,9 +341,10 @@ impl AdapterSite {
     }
 }
 
-/// The last dense layer before `output`: what `--head` trains.
-pub(super) fn head_site(graph: &Graph, output: ValueId) -> Option<Site> {
-    graph.sites(output).into_iter().rfind(|s| s.kind == SiteKind::Dense)
+/// Standard normal, by Box and Muller (1958).
+fn normal(rng: &mut fastrand::Rng) -> f32 {
+    let (radius, angle) = ((-2.0 * (1.0 - rng.f64()).ln()).sqrt(), std::f64::consts::TAU * rng.f64());
+    (radius * angle.cos()) as f32
 }
 
 fn constant(graph: &Graph, value: ValueId) -> Vec<f32> {

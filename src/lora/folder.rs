@@ -38,8 +38,9 @@ pub use write::{write, write_whole};
 
 use crate::store::{ADAPTER_CONFIG, ADAPTER_TENSORS, StoreError};
 
-/// Written; readers take every version up to it.
-const FORMAT_VERSION: u64 = 1;
+/// Readers take every version up to it; an adapter that says nothing new is written as the version that could say it.
+/// Version 2 added the head.
+const FORMAT_VERSION: u64 = 2;
 /// PEFT's name for the wrapped model.
 const PREFIX: &str = "base_model.model.";
 /// What PEFT takes as "no module has a low-rank pair".

@@ -8,10 +8,13 @@
 //!
 //! There is no unmerge: the frozen file stays as it is, so unmerging exactly is to use that file.
 
+mod head;
 mod quantised;
 
+pub use head::with_head;
+
 use super::{Adapter, AdapterError, AdapterSite};
-use crate::graph::{Graph, Site, ValueId};
+use crate::graph::{Graph, HeadError, Site, ValueId};
 use crate::onnx::wire::{self, Contents, Edit, NewNode, Replacement, WireError};
 
 /// A merged model.
@@ -67,6 +70,20 @@ pub enum MergeError {
     ComputedBias {
         /// Adapted node.
         node: String,
+    },
+    /// The scores have no layer that could have more rows.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// The scores go through a Reshape whose shape the model computes or uses elsewhere too.
+    #[error(
+        "the scores are reshaped to `{shape}` in `{node}`, which cannot be changed for them alone: \
+         keep the adapter beside the model, or give it a head of its own with --new-head"
+    )]
+    Reshaped {
+        /// What the Reshape gives.
+        node: String,
+        /// The shape that it reads.
+        shape: String,
     },
     /// Infinite or not a number.
     #[error("merged, `{tensor}` has a value that is infinite or not a number; train with a lower --lr or --alpha")]
@@ -203,7 +220,7 @@ impl Merger<'_> {
         let node_name = &self.graph.nodes[id].name;
         let index = self.node(id)?;
         if let Some(quantised) = &self.graph.values[value].quantised {
-            return self.dequantised(index, value, quantised, values);
+            return self.dequantised(index, (value, id), quantised, values);
         }
         let shape = match self.file.tensors.get(name) {
             Some(tensor) => tensor.shape.clone(),
@@ -216,11 +233,9 @@ impl Merger<'_> {
             self.changes.push(Change { of, target: Target::InPlace, name: name.to_owned(), values, shape });
             return Ok(());
         }
-        let Some(input) = self.file.nodes[index].inputs.iter().position(|i| *i == name) else {
-            let through = self.file.nodes[index].inputs.join("`, `");
-            return Err(MergeError::Shared { tensor: name.to_owned(), node: node_name.clone(), through });
-        };
-        self.add(of, index, input, name, format!("{name}_accentor"), values, shape)?;
+        let reader = self.reader(index, name, node_name)?;
+        let input = self.file.nodes[reader].inputs.iter().position(|i| *i == name).unwrap_or_default();
+        self.add(of, reader, input, name, format!("{name}_accentor"), values, shape)?;
         let added = &self.changes[self.changes.len() - 1].name;
         self.notes.push(format!(
             "`{name}` is read {} times: added `{added}`, which only node `{node_name}` reads",
@@ -252,9 +267,13 @@ impl Merger<'_> {
         Err(MergeError::OtherFile { node: node_name.to_owned() })
     }
 
-    /// Whether node `node` reads `tensor` through nodes with one data input.
+    /// Whether node `node` hands on `tensor`: reads it through what a weight may stand behind. A layer's activation may
+    /// depend on the tensor as well, where that is shared.
     fn reaches(&self, mut node: usize, tensor: &str) -> bool {
         for _ in 0..self.file.nodes.len() {
+            if !["Identity", "Cast", "Transpose"].contains(&self.file.nodes[node].op_type) {
+                return false;
+            }
             let inputs = &self.file.nodes[node].inputs;
             if inputs.contains(&tensor) {
                 return true;
@@ -301,7 +320,7 @@ impl Merger<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::graph::Op;
     use crate::lora::Delta;
@@ -309,7 +328,7 @@ mod tests {
     use crate::onnx::wire::tests::build::{bytes, floats, model, node, tensor};
 
     /// The file of a graph, without attributes; `more` are nodes behind it.
-    fn file(graph: &Graph, more: &[Vec<u8>]) -> Vec<u8> {
+    pub(in crate::lora) fn file(graph: &Graph, more: &[Vec<u8>]) -> Vec<u8> {
         let names = |ids: &[usize]| ids.iter().map(|v| graph.values[*v].name.as_str()).collect::<Vec<_>>();
         let mut fields: Vec<Vec<u8>> = graph
             .nodes

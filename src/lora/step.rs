@@ -286,7 +286,7 @@ impl SiteStep {
         }
     }
 
-    /// Adds to `dx` and to the accumulators.
+    /// Adds to the accumulators and to `dx`, which is written where this is its `first` term.
     pub fn vjp(
         &self,
         site: &SiteWeights,
@@ -295,6 +295,7 @@ impl SiteStep {
         saved: &[f32],
         dy: &mut [f32],
         dx: Option<&mut [f32]>,
+        first: bool,
         accumulators: &mut [f32],
         work: &mut [f32],
     ) {
@@ -302,11 +303,14 @@ impl SiteStep {
         self.conv.activation_gradient(y, saved, dy);
         if let Some(dx) = dx {
             if let Some(layer) = &self.transposed {
+                if first {
+                    dx.fill(0.0);
+                }
                 layer.input_gradient(&site.weights, dy, dx, work);
             } else if self.depthwise {
-                depthwise::input_gradient(g, dy, &site.weights.w, dx);
+                depthwise::input_gradient(g, dy, &site.weights.w, dx, first);
             } else {
-                self.conv.input_gradient(&site.weights, dy, dx, work);
+                self.conv.input_gradient(&site.weights, dy, dx, work, first);
             }
         }
         // A transposed convolution is the way back of its mirror: what comes in there is dy here.
@@ -321,7 +325,7 @@ impl SiteStep {
             Adaptation::ScaleShift => {
                 let (z, work) = work.split_at_mut(self.output_len());
                 if self.depthwise {
-                    depthwise::forward(g, x, &self.frozen.w, &self.frozen.bias, z);
+                    depthwise::forward(g, x, &self.frozen.w, &self.frozen.bias, None, z);
                 } else {
                     self.plain.forward(&self.frozen, x, z, &mut [], work);
                 }

@@ -253,7 +253,8 @@ impl<'a> Converter<'a> {
         let op = match node.op_type.as_str() {
             "Conv" => {
                 let weight = self.shape(present[1]);
-                if !(3..=4).contains(&rank) || weight.len() != rank || !self.graph.is_constant(present[1]) {
+                let constant = present[1..].iter().all(|i| self.graph.is_constant(*i));
+                if !(3..=4).contains(&rank) || weight.len() != rank || !constant {
                     return Ok(false);
                 }
                 let kernel: Vec<usize> = weight[2..].to_vec();

@@ -3,6 +3,7 @@
 //! tract decodes the file, infers types and shapes and folds constants; the nodes of the file are lowered to
 //! [`crate::graph`] one by one. [`wire`] writes merged weights back without decoding the rest.
 
+pub mod operators;
 pub mod wire;
 
 #[cfg(feature = "onnx")]

@@ -6,11 +6,13 @@
 
 mod edit;
 mod half;
+mod widen;
 
 use std::collections::HashMap;
 
 pub use edit::{edit, replace_tensors};
 pub(crate) use half::f16_value;
+pub use widen::{Widening, widen};
 
 /// Values that replace those of a tensor of the file.
 #[derive(Clone, Copy, Debug)]

@@ -61,6 +61,9 @@ impl Case<'_> {
             for i in (0..self.x.len()).filter(|i| wanted[*i]) {
                 close_norm(&got[i], &expected[i], &format!("gradient of input {i}"));
                 assert_eq!(got[i], whole[i], "the gradient of input {i} depends on which others are wanted");
+                if let ([_], [whole]) = (self.x.as_slice(), whole.as_slice()) {
+                    assert_eq!(self.vjp_first(&y, &saved, &dy), *whole, "a first gradient is written");
+                }
                 let sums: Vec<f64> =
                     filled[i].iter().zip(&got[i]).map(|(a, b)| f64::from(*a) + f64::from(*b)).collect();
                 close(&added[i], &sums, "a gradient is added, not written");
@@ -102,6 +105,17 @@ impl Case<'_> {
             dx.iter_mut().zip(wanted).map(|(dx, wanted)| wanted.then_some(dx.as_mut_slice())).collect();
         let y = if keeps.y { y } else { &[] };
         self.op.vjp(&x, y, saved, &mut dy.to_vec(), &mut slots, &mut work);
+        dx
+    }
+
+    /// [`Operator::vjp_first`] on a gradient that holds anything.
+    fn vjp_first(&self, y: &[f32], saved: &[f32], dy: &[f32]) -> Vec<f32> {
+        let keeps = self.op.keeps();
+        let x = if keeps.x[0] { self.x[0].as_slice() } else { &[] };
+        let y = if keeps.y { y } else { &[] };
+        let mut work = vec![f32::NAN; self.op.vjp_work()];
+        let mut dx = vec![f32::NAN; self.x[0].len()];
+        self.op.vjp_first(x, y, saved, &mut dy.to_vec(), &mut dx, &mut work);
         dx
     }
 

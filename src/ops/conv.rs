@@ -143,43 +143,27 @@ impl Conv {
     /// y = act(bias + W * x).
     pub fn forward(&self, weights: &ConvWeights, x: &[f32], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
         let g = &self.geometry;
-        let (patch, inputs, outputs) = (g.patch(), g.group_inputs(), g.group_outputs());
+        let (patch, outputs) = (g.patch(), g.group_outputs());
+        let clamp = self.activation.bounds();
         for group in 0..g.groups {
             let w = &weights.w[group * patch * outputs..][..patch * outputs];
             let start = match weights.bias.get(group * outputs..(group + 1) * outputs) {
                 Some(bias) => Start::Bias(bias),
                 None => Start::Zero,
             };
-            if g.is_pointwise() {
-                let y = &mut y[group * outputs..];
-                let x = &x[group * inputs..];
-                gemm_from(
-                    start,
-                    g.positions(),
-                    outputs,
-                    patch,
-                    x,
-                    g.input_channels,
-                    1,
-                    w,
-                    outputs,
-                    y,
-                    g.output_channels,
-                );
-                continue;
-            }
             if in_place(g) {
-                convolve(g, start, x, w, y, work);
+                convolve(g, start, x, w, y, clamp, work);
                 continue;
             }
-            for range in chunks(g.positions(), self.chunk()) {
-                let col = &mut work[..range.len() * patch];
-                g.patches(x, group, range.clone(), col);
+            let step = if g.is_pointwise() { g.positions() } else { self.chunk() };
+            for range in chunks(g.positions(), step) {
                 let y = &mut y[range.start * g.output_channels + group * outputs..];
-                gemm_from(start, range.len(), outputs, patch, col, patch, 1, w, outputs, y, g.output_channels);
+                let rows = range.len();
+                let patches = self.patches(x, group, range, work);
+                let columns = Walk::even(outputs);
+                gemm_walk(start, rows, outputs, patch, patches, w, columns, y, g.output_channels, clamp);
             }
         }
-        self.activation.apply(y);
         if !saved.is_empty() {
             self.activation.save_mask(y, saved);
         }
@@ -198,7 +182,7 @@ impl Conv {
             for range in chunks(g.positions(), self.chunk()) {
                 let rows = range.len();
                 let patches = self.patches(x, group, range.clone(), work);
-                gemm_walk(Start::Zero, rows, rank, patch, patches, a_t, Walk::even(rank), h, rank);
+                gemm_walk(Start::Zero, rows, rank, patch, patches, a_t, Walk::even(rank), h, rank, None);
                 let y = &mut y[range.start * g.output_channels + group * outputs..];
                 gemm(rows, outputs, rank, h, rank, 1, bt, outputs, y, g.output_channels);
             }
@@ -212,19 +196,36 @@ impl Conv {
         }
     }
 
-    /// dx += transposed convolution of dz.
-    pub fn input_gradient(&self, weights: &ConvWeights, dz: &[f32], dx: &mut [f32], work: &mut [f32]) {
+    /// dx += transposed convolution of dz; `first`: dx is written, not added to.
+    pub fn input_gradient(&self, weights: &ConvWeights, dz: &[f32], dx: &mut [f32], work: &mut [f32], first: bool) {
         let g = &self.geometry;
         let (patch, inputs, outputs) = (g.patch(), g.group_inputs(), g.group_outputs());
         if let Some(mirror) = mirror(g) {
-            return convolve(&mirror, Start::Add, dz, &weights.wt, dx, work);
+            let start = if first { Start::Zero } else { Start::Add };
+            return convolve(&mirror, start, dz, &weights.wt, dx, None, work);
+        }
+        if first && !g.is_pointwise() {
+            dx.fill(0.0);
         }
         for group in 0..g.groups {
             let wt = &weights.wt[group * patch * outputs..][..patch * outputs];
             if g.is_pointwise() {
                 let dz = &dz[group * outputs..];
                 let dx = &mut dx[group * inputs..];
-                gemm(g.positions(), patch, outputs, dz, g.output_channels, 1, wt, patch, dx, g.input_channels);
+                let start = if first { Start::Zero } else { Start::Add };
+                gemm_from(
+                    start,
+                    g.positions(),
+                    patch,
+                    outputs,
+                    dz,
+                    g.output_channels,
+                    1,
+                    wt,
+                    patch,
+                    dx,
+                    g.input_channels,
+                );
                 continue;
             }
             for range in chunks(g.positions(), POSITIONS) {
@@ -251,7 +252,7 @@ impl Conv {
                         Matrix { values: &patches.values[offset..], rows: Walk::even(1), columns: patches.rows };
                     let dw = &mut dw[taps.start * outputs..];
                     let dz_rows = Walk::even(g.output_channels);
-                    gemm_walk(Start::Add, taps.len(), outputs, range.len(), columns, dz, dz_rows, dw, outputs);
+                    gemm_walk(Start::Add, taps.len(), outputs, range.len(), columns, dz, dz_rows, dw, outputs, None);
                 }
             }
         }
@@ -284,13 +285,13 @@ impl Conv {
                 let patches = self.patches(x, group, range.clone(), work);
                 let dz = &dz[range.start * g.output_channels + group * outputs..];
                 let (h, e) = (&mut h[..rows * rank], &mut e[..rows * rank]);
-                gemm_walk(Start::Zero, rows, rank, patch, patches, a_t, Walk::even(rank), h, rank);
+                gemm_walk(Start::Zero, rows, rank, patch, patches, a_t, Walk::even(rank), h, rank, None);
                 gemm_from(Start::Zero, rows, rank, outputs, dz, g.output_channels, 1, b, rank, e, rank);
                 h.iter_mut().chain(e.iter_mut()).for_each(|v| *v *= scale);
                 for (taps, offset) in tap_rows(patches.columns, patch) {
                     let e = Matrix { values: e, rows: Walk::even(1), columns: Walk::even(rank) };
                     let (col, da) = (&patches.values[offset..], &mut da[taps.start..]);
-                    gemm_walk(Start::Add, rank, taps.len(), rows, e, col, patches.rows, da, patch);
+                    gemm_walk(Start::Add, rank, taps.len(), rows, e, col, patches.rows, da, patch, None);
                 }
                 gemm(rank, outputs, rows, h, 1, rank, dz, g.output_channels, dbt, outputs);
             }
@@ -330,13 +331,21 @@ impl Conv {
 }
 
 /// y = start + w * x for a layer whose patches are read [`in_place`].
-fn convolve(g: &ConvGeometry, start: Start, x: &[f32], w: &[f32], y: &mut [f32], work: &mut [f32]) {
+fn convolve(
+    g: &ConvGeometry,
+    start: Start,
+    x: &[f32],
+    w: &[f32],
+    y: &mut [f32],
+    clamp: Option<[f32; 2]>,
+    work: &mut [f32],
+) {
     let outputs = g.output_channels;
     for range in chunks(g.positions(), chunk_rows(g) * g.output[1]) {
         let rows = range.len();
         let y = &mut y[range.start * outputs..];
         let patches = plane(g, x, range, work);
-        gemm_walk(start, rows, outputs, g.patch(), patches, w, Walk::even(outputs), y, outputs);
+        gemm_walk(start, rows, outputs, g.patch(), patches, w, Walk::even(outputs), y, outputs, clamp);
     }
 }
 
@@ -415,8 +424,13 @@ impl Operator for FrozenConv {
     ) {
         self.conv.activation_gradient(y, saved, dy);
         if let Some(dx) = &mut dx[0] {
-            self.conv.input_gradient(&self.weights, dy, dx, work);
+            self.conv.input_gradient(&self.weights, dy, dx, work, false);
         }
+    }
+
+    fn vjp_first(&self, _x: &[f32], y: &[f32], saved: &[f32], dy: &mut [f32], dx: &mut [f32], work: &mut [f32]) {
+        self.conv.activation_gradient(y, saved, dy);
+        self.conv.input_gradient(&self.weights, dy, dx, work, true);
     }
 }
 

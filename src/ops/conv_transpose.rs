@@ -58,7 +58,7 @@ impl ConvTranspose {
         } else {
             y.chunks_exact_mut(self.bias.len()).for_each(|y| y.copy_from_slice(&self.bias));
         }
-        self.mirror.input_gradient(weights, x, y, work);
+        self.mirror.input_gradient(weights, x, y, work, false);
     }
 
     /// dx += the mirror of dy.

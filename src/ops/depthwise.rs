@@ -26,8 +26,7 @@ pub struct FrozenDepthwise {
 
 /// y = act(bias + conv(x)), with weights from outside.
 pub fn forward(conv: &Conv, weights: &ConvWeights, x: &[f32], y: &mut [f32], saved: &mut [f32]) {
-    depthwise::forward(&conv.geometry, x, &weights.w, &weights.bias, y);
-    conv.activation.apply(y);
+    depthwise::forward(&conv.geometry, x, &weights.w, &weights.bias, conv.activation.bounds(), y);
     if !saved.is_empty() {
         conv.activation.save_mask(y, saved);
     }
@@ -57,8 +56,13 @@ impl Operator for FrozenDepthwise {
     ) {
         self.conv.activation_gradient(y, saved, dy);
         if let Some(dx) = &mut dx[0] {
-            depthwise::input_gradient(&self.conv.geometry, dy, &self.weights.w, dx);
+            depthwise::input_gradient(&self.conv.geometry, dy, &self.weights.w, dx, false);
         }
+    }
+
+    fn vjp_first(&self, _x: &[f32], y: &[f32], saved: &[f32], dy: &mut [f32], dx: &mut [f32], _work: &mut [f32]) {
+        self.conv.activation_gradient(y, saved, dy);
+        depthwise::input_gradient(&self.conv.geometry, dy, &self.weights.w, dx, true);
     }
 }
 

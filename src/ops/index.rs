@@ -134,7 +134,7 @@ impl Places {
     }
 
     /// The place of a chunk; `indices` is read where they are no constant.
-    fn of(&self, chunk: usize, indices: &[f32]) -> Option<usize> {
+    pub(super) fn of(&self, chunk: usize, indices: &[f32]) -> Option<usize> {
         let place = match &self.fixed {
             Some(fixed) => fixed[chunk],
             // A value that is no whole number is no index; casts saturate.
@@ -145,6 +145,11 @@ impl Places {
 
     fn constant(&self) -> bool {
         self.fixed.is_some()
+    }
+
+    /// Number of chunks, and values in one.
+    pub(super) fn sizes(&self) -> [usize; 2] {
+        [self.chunks, self.inner]
     }
 }
 

@@ -14,6 +14,7 @@ pub mod conv;
 pub mod conv_transpose;
 pub mod cumulative;
 pub mod depthwise;
+pub mod embedding;
 pub mod fold;
 pub mod function;
 pub mod index;
@@ -93,6 +94,13 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
         dx: &mut [Option<&mut [f32]>],
         work: &mut [f32],
     );
+
+    /// [`Operator::vjp`] for an operator with one input whose `dx` gets its first term here: writes it, whatever stands
+    /// there.
+    fn vjp_first(&self, x: &[f32], y: &[f32], saved: &[f32], dy: &mut [f32], dx: &mut [f32], work: &mut [f32]) {
+        dx.fill(0.0);
+        self.vjp(&[x], y, saved, dy, &mut [Some(dx)], work);
+    }
 }
 
 /// Weights of one step that adapters may change at most: input and recurrent weight, for two directions.
@@ -121,4 +129,11 @@ pub trait Weighted: Operator {
         dx: &mut [Option<&mut [f32]>],
         work: &mut [f32],
     );
+
+    /// [`Operator::vjp`] for an operator with one input whose `dx` gets its first term here: writes it, whatever stands
+    /// there.
+    fn vjp_first(&self, x: &[f32], y: &[f32], saved: &[f32], dy: &mut [f32], dx: &mut [f32], work: &mut [f32]) {
+        dx.fill(0.0);
+        self.vjp(&[x], y, saved, dy, &mut [Some(dx)], work);
+    }
 }

@@ -18,6 +18,8 @@
 //! kind; where it comes out of Relu, Clip, LeakyRelu or Abs, the gradient is that of the flat (for LeakyRelu the
 //! sloping) side. At the two bounds of Clip the gradient is 0, since y alone does not tell a bound from beyond it.
 
+use rten_simd::{Isa, SimdOp};
+
 use super::{Keeps, Operator};
 
 /// Elements whose bits share one slot of `saved`.
@@ -62,6 +64,15 @@ impl Activation {
         }
     }
 
+    /// The bounds between which it keeps its input.
+    pub fn bounds(&self) -> Option<[f32; 2]> {
+        match *self {
+            Self::None => None,
+            Self::Relu => Some([0.0, f32::INFINITY]),
+            Self::Clip { min, max } => Some([min, max]),
+        }
+    }
+
     /// Slots of `saved` for the mask of `len` elements; none for [`Activation::None`].
     pub fn mask_len(&self, len: usize) -> usize {
         match self {
@@ -74,8 +85,8 @@ impl Activation {
     pub fn save_mask(&self, y: &[f32], saved: &mut [f32]) {
         match *self {
             Self::None => {}
-            Self::Relu => save_bits(y, saved, |y| y > 0.0),
-            Self::Clip { min, max } => save_bits(y, saved, |y| y > min && y < max),
+            Self::Relu => with_vectors(|| save_bits(y, saved, |y| y > 0.0)),
+            Self::Clip { min, max } => with_vectors(|| save_bits(y, saved, |y| y > min && y < max)),
         }
     }
 
@@ -84,14 +95,33 @@ impl Activation {
     pub fn mask_gradient(&self, y: &[f32], saved: &[f32], dy: &mut [f32]) {
         match *self {
             Self::None => {}
-            Self::Relu if !y.is_empty() => mask_by_output(y, dy, |y| y > 0.0),
-            Self::Clip { min, max } if !y.is_empty() => mask_by_output(y, dy, |y| y > min && y < max),
-            Self::Relu | Self::Clip { .. } => {
+            Self::Relu if !y.is_empty() => with_vectors(|| mask_by_output(y, dy, |y| y > 0.0)),
+            Self::Clip { min, max } if !y.is_empty() => {
+                with_vectors(|| mask_by_output(y, dy, |y| y > min && y < max));
+            }
+            Self::Relu | Self::Clip { .. } => with_vectors(|| {
                 for (dy, saved) in dy.chunks_mut(BITS).zip(saved) {
                     mask_by_bits(*saved, dy, 0.0);
                 }
-            }
+            }),
         }
+    }
+}
+
+/// Runs a loop compiled for the vector instructions of this machine.
+#[inline]
+fn with_vectors(run: impl FnOnce()) {
+    Loop(run).dispatch();
+}
+
+struct Loop<F>(F);
+
+impl<F: FnOnce()> SimdOp for Loop<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) {
+        (self.0)();
     }
 }
 

@@ -11,6 +11,38 @@ pub(crate) struct Buffer {
 /// Buffers start at multiples of this many values: one cache line.
 const ALIGNMENT: usize = 16;
 
+/// The values of an arena, the first at the start of a cache line: a vector that straddles two is loaded in twice the time.
+#[derive(Debug, Default)]
+pub struct Arena {
+    values: Vec<f32>,
+    first: usize,
+    len: usize,
+}
+
+impl Arena {
+    /// `len` zeros.
+    pub fn new(len: usize) -> Self {
+        let values = vec![0.0; len + ALIGNMENT - 1];
+        // On a system that cannot tell, anywhere will do.
+        let first = values.as_ptr().align_offset(ALIGNMENT * size_of::<f32>()).min(ALIGNMENT - 1);
+        Self { values, first, len }
+    }
+}
+
+impl std::ops::Deref for Arena {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values[self.first..][..self.len]
+    }
+}
+
+impl std::ops::DerefMut for Arena {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.values[self.first..][..self.len]
+    }
+}
+
 /// An offset for each buffer, such that buffers alive at the same time do not overlap, and the arena's length.
 ///
 /// Largest first, each at the lowest place that is free during its life (Pisarchyk and Lee 2020, "Efficient memory

@@ -197,7 +197,7 @@ impl<'a> Lowering<'a> {
 
     fn node(&mut self, id: NodeId, node: &'a Node) -> Result<(), PlanError> {
         let graph = self.graph;
-        if self.selection(node)? {
+        if self.embedding(id, node)? || self.selection(node)? {
             return Ok(());
         }
         match &node.op {

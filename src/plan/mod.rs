@@ -10,5 +10,6 @@ mod program;
 mod schedule;
 mod value_order;
 
+pub use arena::Arena;
 pub use program::{PlanError, Program, SlotId, StepInfo};
 pub use schedule::{Plan, Region};

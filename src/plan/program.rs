@@ -185,12 +185,13 @@ impl Program {
 
     /// Whether a gradient passes to input `k` of a step.
     pub(crate) fn differentiates(step: &Step, k: usize) -> bool {
-        let op = match &step.kind {
-            StepKind::Op(op) => op,
-            StepKind::Masked(op) => &op.bits,
-            StepKind::Site(_) | StepKind::Weighted(..) | StepKind::Foreign(_) => return true,
+        let passes = match &step.kind {
+            StepKind::Op(op) => op.differentiates(),
+            StepKind::Masked(op) => op.bits.differentiates(),
+            StepKind::Weighted(op, _) => op.differentiates(),
+            StepKind::Site(_) | StepKind::Foreign(_) => return true,
         };
-        op.differentiates().get(k).copied().unwrap_or(true)
+        passes.get(k).copied().unwrap_or(true)
     }
 
     /// The slots where the frozen prefix ends: computed without any adapted layer, read by what depends on one.

@@ -65,6 +65,7 @@ pub struct Plan {
     accumulators: Vec<Range<usize>>,
     saved_len: usize,
     multiply_adds: u64,
+    backward_multiply_adds: u64,
 }
 
 impl Plan {
@@ -90,6 +91,11 @@ impl Plan {
     /// Multiply-adds of the forward pass.
     pub fn multiply_adds(&self) -> u64 {
         self.multiply_adds
+    }
+
+    /// Multiply-adds of the backward pass; 0 for a plan without one.
+    pub fn backward_multiply_adds(&self) -> u64 {
+        self.backward_multiply_adds
     }
 
     /// Values of all inputs together.
@@ -182,12 +188,14 @@ impl Plan {
     /// If a slice is shorter than the plan says.
     pub fn backward(&self, sites: &[SiteWeights], arena: &mut [f32], accumulators: &mut [f32]) {
         for back in &self.backward {
+            let step = &self.forward[back.step];
+            // A gradient that gets its first term here is written, by an operator with one input, or cleared before.
+            let written = back.clear[0] && step.x.len() == 1 && !matches!(step.kind, Kind::Weighted(..));
             for (dx, clear) in back.dx.iter().zip(back.clear) {
-                if let (Some(dx), true) = (dx, clear) {
+                if let (Some(dx), true, false) = (dx, clear, written) {
                     arena[dx.range()].fill(0.0);
                 }
             }
-            let step = &self.forward[back.step];
             let wanted = back.dx.map(|dx| dx.is_some());
             let dx = |i: usize| back.dx[i].unwrap_or_default().range();
             let ranges = [
@@ -205,6 +213,7 @@ impl Plan {
             let [x0, x1, x2, y, saved, dy, dx0, dx1, dx2, work] =
                 arena.get_disjoint_mut(ranges).expect("the arena keeps live buffers apart");
             match &step.kind {
+                Kind::Op(op) if written && wanted[0] => op.vjp_first(x0, y, saved, dy, dx0, work),
                 Kind::Op(op) => {
                     let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
                     let mut dx = [wanted[0].then_some(dx0), wanted[1].then_some(dx1), wanted[2].then_some(dx2)];
@@ -213,7 +222,7 @@ impl Plan {
                 }
                 Kind::Site(index, site) => {
                     let accumulators = &mut accumulators[self.accumulators[*index].clone()];
-                    site.vjp(&sites[*index], x0, y, saved, dy, wanted[0].then_some(dx0), accumulators, work);
+                    site.vjp(&sites[*index], x0, y, saved, dy, wanted[0].then_some(dx0), written, accumulators, work);
                 }
                 Kind::Weighted(op, of) => {
                     let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
@@ -423,6 +432,18 @@ impl<'a> Builder<'a> {
             backward.push(out);
         }
         let multiply_adds = self.steps.iter().map(|s| program.steps[*s].multiply_adds).sum();
+        let backward_multiply_adds = backward
+            .iter()
+            .map(|back| {
+                let inputs = back.dx.iter().flatten().count() as u64;
+                let forward = program.steps[self.steps[back.step]].multiply_adds;
+                match &resolved[back.step].0 {
+                    Kind::Site(_, site) => site.multiply_adds().1 + inputs * forward,
+                    Kind::Weighted(..) => (1 + inputs) * forward,
+                    _ => inputs * forward,
+                }
+            })
+            .sum();
         let forward = resolved
             .into_iter()
             .enumerate()
@@ -458,6 +479,7 @@ impl<'a> Builder<'a> {
             accumulators,
             saved_len,
             multiply_adds,
+            backward_multiply_adds,
         })
     }
 }

@@ -31,8 +31,9 @@ pub struct ClassCount {
 }
 
 impl Evaluation {
-    /// Counts `(label, predicted, loss)` of each clip; `labels` names the classes.
-    pub fn count(labels: &[String], results: &[(usize, usize, f32)]) -> Self {
+    /// Counts `(label, predicted, loss)` of each clip; `labels` names the classes. A clip of a class that the model lacks
+    /// has no loss.
+    pub fn count(labels: &[String], results: &[(usize, usize, Option<f32>)]) -> Self {
         let mut confusion = vec![vec![0; labels.len()]; labels.len()];
         for (label, predicted, _) in results {
             confusion[*label][*predicted] += 1;
@@ -49,9 +50,10 @@ impl Evaluation {
             .collect();
         let correct = (0..labels.len()).map(|c| confusion[c][c]).sum();
         let samples = results.len();
-        let mean = |sum: f64| if samples == 0 { 0.0 } else { sum / samples as f64 };
-        let loss = mean(results.iter().map(|r| r.2 as f64).sum());
-        Self { samples, correct, accuracy: mean(correct as f64), loss, per_class, confusion }
+        let mean = |sum: f64, of: usize| if of == 0 { 0.0 } else { sum / of as f64 };
+        let losses: Vec<f64> = results.iter().filter_map(|r| r.2).map(f64::from).collect();
+        let loss = mean(losses.iter().sum(), losses.len());
+        Self { samples, correct, accuracy: mean(correct as f64, samples), loss, per_class, confusion }
     }
 }
 

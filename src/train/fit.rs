@@ -30,6 +30,8 @@ pub struct TrainConfig {
     pub patience: Option<usize>,
     /// Seed of the shuffling.
     pub seed: u64,
+    /// Replayed examples for each training example, as far as there are.
+    pub replay: f32,
 }
 
 impl Default for TrainConfig {
@@ -46,6 +48,7 @@ impl Default for TrainConfig {
             loss: None,
             patience: Some(10),
             seed: 0,
+            replay: 0.5,
         }
     }
 }
@@ -77,6 +80,9 @@ impl TrainConfig {
         }
         if let Some(weight) = self.class_weights.iter().flatten().find(|w| !(**w >= 0.0 && w.is_finite())) {
             return wrong("class weight", weight.to_string(), "use a number of 0 or more");
+        }
+        if !(self.replay >= 0.0 && self.replay.is_finite()) {
+            return wrong("replay", self.replay.to_string(), "use a number of 0 or more, such as 0.5");
         }
         let (OptimiserKind::AdamW { weight_decay, .. } | OptimiserKind::Sgd { weight_decay, .. }) = self.optimiser;
         if !(weight_decay >= 0.0 && weight_decay.is_finite()) {
@@ -169,9 +175,9 @@ impl Trainer {
     /// Trains; `observer` is called after each step and ends the run by returning false. With validation data the
     /// adapter of the best epoch stays (lowest loss), else the last.
     ///
-    /// Replay examples are mixed in evenly: each epoch draws one of them for two training examples, or all if there are
-    /// fewer. Training examples of one class alone (a wake word) get four replayed ones each, at least 32, for all that
-    /// the class is told from comes from there.
+    /// Replay examples are mixed in evenly: each epoch draws [`TrainConfig::replay`] of them for each training example,
+    /// or all if there are fewer. Training examples of one class alone (a wake word) get four replayed ones each, at
+    /// least 32, for all that the class is told from comes from there.
     ///
     /// # Errors
     /// A setting that makes no sense, a loss that is not finite any more, an operator that fails.
@@ -188,7 +194,8 @@ impl Trainer {
         }
         let mut rng = fastrand::Rng::with_seed(config.seed);
         let one_class = train.targets().iter().all(|t| *t == train.target(0));
-        let wanted = if one_class { (CONTRAST * train.len()).max(LEAST_CONTRAST) } else { train.len().div_ceil(2) };
+        let wanted = (train.len() as f32 * config.replay).ceil() as usize;
+        let wanted = if one_class { wanted.max(CONTRAST * train.len()).max(LEAST_CONTRAST) } else { wanted };
         let replayed = replay.map_or(0, |r| r.len().min(wanted));
         config.apply(self, balance(train, replay, replayed));
         let per_epoch = (train.len() + replayed).div_ceil(config.batch);

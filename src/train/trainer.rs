@@ -6,11 +6,11 @@ use super::evaluate::predicted;
 use super::{Examples, Loss, Optimiser, OptimiserKind, TrainError};
 use crate::graph::{Ending, Graph, Site, ValueId};
 use crate::lora::{Adapter, SiteWeights};
-use crate::plan::{Plan, PlanError, Program};
+use crate::plan::{Arena, Plan, PlanError, Program};
 
 /// A batch is cut into this many parts, whose gradients are summed one after the other: the same bytes for any number
 /// of threads up to it.
-const PARTS: usize = 4;
+pub(crate) const PARTS: usize = 4;
 
 /// A clip for a step: what the frozen prefix gives for it, and its label index.
 pub type Clip<'a> = (&'a [f32], usize);
@@ -40,7 +40,7 @@ pub struct Trainer {
 /// What a thread works in.
 #[derive(Debug)]
 struct Worker {
-    arena: Vec<f32>,
+    arena: Arena,
     accumulators: Vec<f32>,
     loss: f64,
     failed: Option<PlanError>,
@@ -89,7 +89,7 @@ impl Trainer {
             .transpose()
             .map_err(|e| TrainError::Threads { threads, reason: e.to_string() })?;
         let worker = || Worker {
-            arena: vec![0.0; plan.arena_len()],
+            arena: Arena::new(plan.arena_len()),
             accumulators: vec![0.0; plan.accumulators_len()],
             loss: 0.0,
             failed: None,
@@ -177,7 +177,7 @@ impl Trainer {
         }
         examples.targets().iter().try_for_each(|target| self.check_target(*target))?;
         let Some(prefix) = &self.prefix else { return Ok(examples.clone()) };
-        let mut arena = vec![0.0; prefix.arena_len()];
+        let mut arena = Arena::new(prefix.arena_len());
         examples.map(prefix.output_len(), |input, out| {
             prefix.forward(&[], &mut arena, input)?;
             prefix.copy_outputs(&arena, out);

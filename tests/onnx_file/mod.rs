@@ -64,6 +64,11 @@ pub(crate) fn ints(name: &str, values: &[i64]) -> Vec<u8> {
     bytes(5, [bytes(1, name), values, number(20, 7)].concat())
 }
 
+/// An attribute with a text.
+pub(crate) fn text(name: &str, value: &str) -> Vec<u8> {
+    bytes(5, [bytes(1, name), bytes(4, value), number(20, 3)].concat())
+}
+
 /// An attribute that is a graph.
 pub(crate) fn graph(name: &str, graph: &Net) -> Vec<u8> {
     bytes(5, [bytes(1, name), bytes(6, graph.graph()), number(20, 5)].concat())
@@ -123,6 +128,13 @@ impl Net {
     pub(crate) fn integers(mut self, name: &str, values: &[i64]) -> Self {
         let raw: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.fields.push(bytes(5, [typed(name, &[values.len() as i64], 7), bytes(9, raw)].concat()));
+        self
+    }
+
+    /// A constant of 8-bit integers with a sign, of a fixed sequence.
+    pub(crate) fn bytes8(mut self, name: &str, dims: &[i64]) -> Self {
+        let raw: Vec<u8> = (0..dims.iter().product::<i64>()).map(|i| ((i * 29 + 7) % 201 - 100) as i8 as u8).collect();
+        self.fields.push(bytes(5, [typed(name, dims, 3), bytes(9, raw)].concat()));
         self
     }
 

@@ -47,6 +47,9 @@ pub(crate) struct Generated {
     pub(crate) shape: Vec<usize>,
     scale: Option<f32>,
     offset: Option<f32>,
+    /// Rounded down: an input of whole numbers.
+    #[serde(default)]
+    whole: bool,
 }
 
 #[derive(Clone, Deserialize)]
@@ -157,7 +160,11 @@ impl Recording {
     /// An adapter tensor as the generator gives it for this recording.
     fn generate(&self, tensor: &Generated) -> Vec<f32> {
         let (scale, offset) = (tensor.scale.unwrap(), tensor.offset.unwrap());
-        generate(&tensor.name, self.meta.seed, tensor.shape.iter().product(), scale, offset)
+        let mut values = generate(&tensor.name, self.meta.seed, tensor.shape.iter().product(), scale, offset);
+        if tensor.whole {
+            values.iter_mut().for_each(|v| *v = v.floor());
+        }
+        values
     }
 
     /// The recorded input: `x` of the generator, whatever the file calls it.
@@ -296,6 +303,7 @@ fn kind(kind: SiteKind) -> &'static str {
         SiteKind::ConvTranspose => "conv_transpose",
         SiteKind::Dense => "dense",
         SiteKind::Recurrent => "recurrent",
+        SiteKind::Embedding => "embedding",
         _ => "unknown",
     }
 }

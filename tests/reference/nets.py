@@ -25,10 +25,10 @@ def net(f):
 class Net:
     """A graph in the making. Methods give the name of what they add; `name` is the ONNX node name."""
 
-    def __init__(self, name, opset, shape, batch="batch"):
+    def __init__(self, name, opset, shape, batch="batch", dtype=FLOAT):
         self.name, self.opset = name, opset
         self.nodes, self.initializers, self.count = [], [], 0
-        self.inputs = [helper.make_tensor_value_info("x", FLOAT, [batch, *shape])]
+        self.inputs = [helper.make_tensor_value_info("x", dtype, [batch, *shape])]
         self.batch = batch
 
     def node(self, op, inputs, name=None, out=None, outputs=1, **attrs):
@@ -761,6 +761,21 @@ def batch_of_one(name):
     x = n.node("Tanh", n.conv(x, "b", 5, 6, [3], strides=[4]))
     x = n.node("Reshape", [x, n.ints(1, 30)])
     return n.gemm(x, "fc", 30, 5, out="logits") and n.model()
+
+
+# ---- embeddings
+
+@net
+def embedding(name):
+    """Opset 13: whole numbers as input: rows of one matrix by them and of another by their difference from 8, attention over the rows."""
+    n = Net(name, 13, [6], dtype=INT64)
+    words = n.node("Gather", [n.weight("words.weight", [9, 6], 3), "x"], name="words", axis=0)
+    other = n.node("Gather", [n.weight("positions", [9, 6], 3), n.node("Sub", [n.const(8, dtype=np.int64), "x"])], name="others")
+    x = n.node("Add", [words, n.node("Tanh", other)])
+    query, key = n.matmul(x, "query", 6, 4), n.matmul(x, "key", 6, 4)
+    scores = n.node("Softmax", n.node("MatMul", [query, n.node("Transpose", key, perm=[0, 2, 1])]), axis=-1)
+    x = n.node("ReduceMean", n.node("MatMul", [scores, x]), axes=[1], keepdims=0)
+    return n.gemm(x, "fc", 6, 5, out="logits") and n.model()
 
 
 # ---- recurrent

@@ -50,6 +50,7 @@ SHARED_SEEDS = 12
 # (scale, offset) of the input: x = unit·scale + offset
 SHARED = dict(dscnn_kws=(16.0, 0.0), dscnn_digits_us=(16.0, 0.0), resnet8_cifar10=(127.5, 127.5),
               mobilenetv1_025_vww96=(0.5, 0.5), speech_embedding_96=(2.0, 1.0))
+INDICES = (4.5, 4.5)       # of an input of whole numbers: x = floor(unit·scale + offset), 0 to 8
 SAME_SEED = {f"ending_{k}": "ending_logits" for k in ("softmax", "log_softmax", "softmax_legacy")} | {"ending_sigmoid": "ending_one_logit"}
 HEADS = dict(ending_logits="fc", matmul_ranks="classes")
 ENDINGS = ("Softmax", "LogSoftmax", "Sigmoid")
@@ -60,11 +61,15 @@ class Case:
 
     def __init__(self, path, name, batch, seed, rank, delta, x_range, head):
         self.path, self.name, self.batch, self.seed, self.head = path, name, batch, seed, head
-        self.rank, self.delta, self.x_range = rank, delta, x_range
+        self.rank, self.delta = rank, delta
         probe = Twin(path)
         dims = [d.dim_value for d in probe.input.type.tensor_type.shape.dim]
         self.fixed = dims[0] == 1
-        self.x = torch.from_numpy(generator.values("x", seed, [batch, *dims[1:]], *x_range))
+        self.whole = probe.input.type.tensor_type.elem_type == onnx.TensorProto.INT64
+        self.x_range = INDICES if self.whole else x_range
+        self.x = torch.from_numpy(generator.values("x", seed, [batch, *dims[1:]], *self.x_range))
+        if self.whole:
+            self.x = self.x.floor().long()
         self.output = "logits" if "logits" in probe.outputs else probe.outputs[0]
         last = next(n for n in probe.model.graph.node if self.output in n.output)
         self.ending = last.op_type if last.op_type in ENDINGS else None
@@ -85,7 +90,7 @@ class Case:
     def logits(self, twin, nudge=None):
         """Scores before the ending, and the file's own output: [batch, classes]. `nudge` names a change of the input."""
         x = self.x
-        if nudge:
+        if nudge and not self.whole:
             x = x.double() * (1 + NUDGE * torch.from_numpy(generator.values(nudge, self.seed, list(x.shape))).double())
         rows = x.split(1) if self.fixed else [x]
         runs = [twin(row) for row in rows]
@@ -176,7 +181,7 @@ def merged(twin, trainable):
                 w[int(s.layout[-1])] += delta
                 put(tensors[s.initializer], w)
                 continue
-            put(tensors[s.initializer], w + (delta.T if s.layout == "in_out" else delta))
+            put(tensors[s.initializer], w + (delta.T if s.layout in ("in_out", "rows") else delta))
     return model
 
 
@@ -263,7 +268,7 @@ def record(path, out, name, batch, shared, head=None, net=None):
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     meta = dict(
         format=1, net=net or f"{name}.onnx", sha256=sha256, shared=shared, opset=twin.opset, batch=batch, seed=case.seed, head=head,
-        rank=rank, alpha=2 * rank, input=dict(name=case.inputs, shape=list(case.x.shape), scale=x_range[0], offset=x_range[1]),
+        rank=rank, alpha=2 * rank, input=dict(name=case.inputs, shape=list(case.x.shape), scale=case.x_range[0], offset=case.x_range[1], whole=case.whole),
         output=case.output, ending=case.ending, loss="bce_with_logits" if case.one_score else "cross_entropy",
         sgd=sgd, adamw=adamw, steps=STEPS, sites=sites,
         versions=dict(torch=torch.__version__.split("+")[0], peft=peft.__version__, onnx=onnx.__version__, onnxruntime=onnxruntime.__version__))

@@ -13,6 +13,7 @@ LoRA is written here:
     depthwise  y = scale·(W * x + bias) + shift                    scale [out], shift [out]
     recurrent  W or R of one direction of an RNN, GRU or LSTM:     A [r, in]              B [gates·hidden, r]
                W += s·B·A, gates in ONNX's order
+    embedding  rows of W [rows, width] by index, W += s·(B·A)ᵀ     A [r, rows]            B [width, r]
 
 s = alpha / rank of the site. Everything is added to the weight as the file holds it: a Gemm's alpha multiplies the LoRA too.
 """
@@ -37,8 +38,8 @@ class Site:
     node: str          # ONNX node name, may be empty
     output: str        # first output of the node
     initializer: str   # name of the constant weight
-    kind: str          # conv | depthwise | conv_transpose | matmul | matmul_left | gemm | recurrent
-    layout: str        # of the initializer: oihw | oiw | in_out | out_in | stacked_0 | stacked_1
+    kind: str          # conv | depthwise | conv_transpose | matmul | matmul_left | gemm | recurrent | embedding
+    layout: str        # of the initializer: oihw | oiw | in_out | out_in | stacked_0 | stacked_1 | rows
     groups: int
     weight_shape: list
     rank: int = 0
@@ -249,12 +250,12 @@ class Twin(nn.Module):
             if node.op_type in FUNCTIONS:
                 sites += self.recurrent_sites(node)
                 continue
-            if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum") or node.output[0] in self.constants:
+            if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Gather") or node.output[0] in self.constants:
                 continue
             a = attributes(node)
-            left = node.op_type == "MatMul" and node.input[0] in self.constants
+            left = node.op_type == "Gather" or (node.op_type == "MatMul" and node.input[0] in self.constants)
             found = self.weight(node.input[0 if left else 1])
-            if found is None:
+            if found is None or node.op_type == "Gather" and (found[1] or a.get("axis", 0) or node.input[1] in self.constants):
                 continue
             source, turned = found
             shape = list(self.constants[source].shape)
@@ -266,6 +267,8 @@ class Twin(nn.Module):
                 kind, layout = "conv_transpose", ("oihw" if len(shape) == 4 else "oiw")
             elif len(shape) != 2:
                 continue
+            elif node.op_type == "Gather":
+                kind, layout = "embedding", "rows"
             elif node.op_type == "Einsum":
                 kind, layout = "matmul", operators.einsum_layout(node)
             elif node.op_type == "Gemm":
@@ -299,7 +302,7 @@ class Twin(nn.Module):
         w = self.constants[site.initializer]
         if site.kind == "recurrent":
             return w[int(site.layout[-1])]
-        return w.t() if site.layout == "in_out" else w
+        return w.t() if site.layout in ("in_out", "rows") else w
 
     def plan(self, rank, alpha, delta):
         """Fills rank, alpha and params of each site; merged, s·B·A has about `delta` times the rms of W."""
@@ -314,7 +317,7 @@ class Twin(nn.Module):
             cap = s.groups * min(out // s.groups, fan_in)
             r = max(min(rank, cap) // s.groups * s.groups, s.groups)
             s.rank, s.alpha = r, alpha
-            plain = s.kind in ("gemm", "matmul") or (s.kind == "conv" and s.groups == 1 and self.dilation(s) == 1)
+            plain = s.kind in ("gemm", "matmul", "embedding") or (s.kind == "conv" and s.groups == 1 and self.dilation(s) == 1)
             s.by = "peft" if plain else "script"
             a_scale = 2.0 ** round(math.log2(math.sqrt(3 / fan_in)))
             want = delta * float(w.square().mean().sqrt()) / (alpha / r * math.sqrt(r / s.groups) * a_scale / math.sqrt(3))
@@ -340,6 +343,9 @@ class Twin(nn.Module):
                     a = attributes(nodes[s.output])
                     conv = nn.Conv2d if w.dim() == 4 else nn.Conv1d
                     m = conv(w.shape[1], w.shape[0], tuple(w.shape[2:]), tuple(a.get("strides", [1] * (w.dim() - 2))), bias=False)
+                elif s.kind == "embedding":
+                    w = w.t()
+                    m = nn.Embedding(*w.shape)
                 else:
                     m = nn.Linear(w.shape[1], w.shape[0], bias=False)
                 m.weight = nn.Parameter(w.clone(), requires_grad=False)
@@ -361,7 +367,8 @@ class Twin(nn.Module):
                 if s.by == "peft":
                     m = self.base[self.slot[s.output]]
                     assert m.scaling["default"] == s.alpha / s.rank, "rank_pattern did not reach the site"
-                    t = (m.lora_A if p["name"].endswith(".A") else m.lora_B)["default"].weight
+                    part = p["name"][-1]
+                    t = getattr(m, f"lora_embedding_{part}")["default"] if s.kind == "embedding" else getattr(m, f"lora_{part}")["default"].weight
                     assert list(t.shape) == p["shape"], (s.site, t.shape, p["shape"])
                     t.data.copy_(value)
                     t.requires_grad_(True)
@@ -388,7 +395,7 @@ class Twin(nn.Module):
 
     def forward(self, x):
         values = dict(self.constants)
-        values[self.input.name] = x.to(self.dtype)
+        values[self.input.name] = x.to(self.dtype) if x.is_floating_point() else x
         for node in self.model.graph.node:
             if next(o for o in node.output if o) in self.constants:
                 continue
@@ -612,6 +619,8 @@ class Twin(nn.Module):
             case "Gather":
                 axis, index = a.get("axis", 0) % x.dim(), v[1]
                 index = torch.where(index < 0, index + x.shape[axis], index)
+                if site is not None and self.adapted:
+                    return [self.base[self.slot[site.output]](index)]
                 y = x.index_select(axis, index.reshape(-1))
                 return [y.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1:]])]
             case "ConstantOfShape":

@@ -8,18 +8,27 @@ use crate::graph::{Graph, Layout, Site, SiteKind};
 use crate::lora::{Adapter, AdapterSite, Delta};
 
 impl Adapter {
+    /// Whether the base is the one that the adapter was trained on, where both are known.
+    ///
+    /// # Errors
+    /// [`AdapterError::WrongBase`].
+    pub fn check_base(&self, base_sha256: Option<&str>) -> Result<(), AdapterError> {
+        match (self.base_sha256.as_deref(), base_sha256) {
+            (Some(expected), Some(found)) if !expected.eq_ignore_ascii_case(found) => {
+                let (name, expected, found) = (self.base_name.clone(), expected.to_owned(), found.to_owned());
+                Err(AdapterError::WrongBase { name, expected, found })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The graph's site for each site of the adapter, in its order, after checking that it fits: sha256 of the base
     /// where both are known, names, shapes, rank and finite values. `sites` are all of `graph`.
     ///
     /// # Errors
     /// [`AdapterError`], naming the site and what differs.
     pub fn bind(&self, graph: &Graph, sites: &[Site], base_sha256: Option<&str>) -> Result<Vec<Site>, AdapterError> {
-        if let (Some(expected), Some(found)) = (self.base_sha256.as_deref(), base_sha256)
-            && !expected.eq_ignore_ascii_case(found)
-        {
-            let (name, expected, found) = (self.base_name.clone(), expected.to_owned(), found.to_owned());
-            return Err(AdapterError::WrongBase { name, expected, found });
-        }
+        self.check_base(base_sha256)?;
         let mut taken = BTreeSet::new();
         let mut bound = Vec::new();
         for of_adapter in &self.sites {
@@ -91,7 +100,8 @@ impl AdapterSite {
         }
         let fits = match self.delta {
             Delta::ScaleShift { .. } => self.layout == Layout::OutInKernel,
-            Delta::Full { .. } => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Recurrent),
+            // Only layers that run as a convolution or dense layer by themselves train whole.
+            Delta::Full { .. } => matches!(site.kind, SiteKind::Conv | SiteKind::Dense),
             Delta::LowRank { .. } => site.kind != SiteKind::Depthwise,
         };
         if fits { Ok(()) } else { differs("kind", &"another", &site.kind) }

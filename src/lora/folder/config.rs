@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::graph::Layout;
+use crate::graph::{Head, Layout};
 use crate::lora::{AdapterSite, Delta, StageBase};
 
 /// The object `accentor`.
@@ -22,6 +22,9 @@ pub(super) struct Record {
     pub(super) examples: usize,
     pub(super) steps: usize,
     pub(super) labels: Vec<String>,
+    /// Since version 2.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) head: Option<Head>,
     pub(super) sites: Vec<SiteRecord>,
 }
 
@@ -58,6 +61,7 @@ pub(super) enum LayoutName {
     InOut,
     OutIn,
     Stacked { part: usize },
+    Rows,
 }
 
 /// What is read of PEFT's own fields.
@@ -140,6 +144,7 @@ impl SiteRecord {
                 Layout::InOut => LayoutName::InOut,
                 Layout::OutIn => LayoutName::OutIn,
                 Layout::Stacked { part } => LayoutName::Stacked { part },
+                Layout::Rows => LayoutName::Rows,
             },
             groups: site.groups,
             shape: site.weight_shape.clone(),

@@ -72,6 +72,15 @@ fn repeated_name(bytes: &[u8]) -> Option<String> {
 /// The key in a tensor's name: without PEFT's prefix and the tensor's own name.
 pub(super) fn key_of(tensor: &str) -> &str {
     let path = tensor.strip_prefix(PREFIX).unwrap_or(tensor);
-    let own = [".lora_A.weight", ".lora_B.weight", ".accentor_scale", ".accentor_shift", ".weight", ".bias"];
+    let own = [
+        ".lora_A.weight",
+        ".lora_B.weight",
+        ".lora_embedding_A",
+        ".lora_embedding_B",
+        ".accentor_scale",
+        ".accentor_shift",
+        ".weight",
+        ".bias",
+    ];
     own.iter().find_map(|o| path.strip_suffix(o)).unwrap_or(path)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::bind::{find, nearest};
 use super::config::{BASE_CHANGING, Kind, LayoutName, Pairs, PeftConfig, Record, SiteRecord, UNSUPPORTED};
 use super::files::{Tensor, key_of, read_file, read_tensors};
-use super::shapes::{Dims, transposed};
+use super::shapes::{Dims, pair_tensors, transposed};
 use super::{ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterError, FORMAT_VERSION, PREFIX};
 use crate::graph::{Graph, Layout, Site, SiteKind, ValueId};
 use crate::lora::{Adapter, AdapterSite, Delta};
@@ -115,8 +115,15 @@ impl Folder {
     }
 
     /// A and B in memory.
-    fn take_pair(&mut self, key: &str, rank: usize, dims: &Dims) -> Result<(Vec<f32>, Vec<f32>), AdapterError> {
-        let (a, b) = (self.take(key, "lora_A.weight")?, self.take(key, "lora_B.weight")?);
+    fn take_pair(
+        &mut self,
+        key: &str,
+        rank: usize,
+        layout: Layout,
+        dims: &Dims,
+    ) -> Result<(Vec<f32>, Vec<f32>), AdapterError> {
+        let [a, b] = pair_tensors(layout);
+        let (a, b) = (self.take(key, &a)?, self.take(key, &b)?);
         let bad_rank = AdapterError::Rank { site: key.to_owned(), rank, groups: dims.groups };
         if rank == 0 || !rank.is_multiple_of(dims.groups) || dims.pair_lens(rank).is_none() {
             return Err(bad_rank);
@@ -196,6 +203,7 @@ impl Folder {
             examples: record.examples,
             steps: record.steps,
             labels: record.labels,
+            head: record.head,
             sites,
         })
     }
@@ -211,6 +219,7 @@ impl Folder {
                 LayoutName::InOut => Layout::InOut,
                 LayoutName::OutIn => Layout::OutIn,
                 LayoutName::Stacked { part } => Layout::Stacked { part },
+                LayoutName::Rows => Layout::Rows,
             },
             weight_shape: record.shape,
             groups: record.groups,
@@ -224,7 +233,7 @@ impl Folder {
                 let (Some(rank), Some(alpha)) = (record.rank, record.alpha) else {
                     return Err(self.damaged(format!("site `{key}` has no `rank` or no `alpha`")));
                 };
-                let (a, b) = self.take_pair(key, rank, &dims)?;
+                let (a, b) = self.take_pair(key, rank, site.layout, &dims)?;
                 Delta::LowRank { rank, alpha, a, b }
             }
             Kind::ScaleShift => {
@@ -278,7 +287,7 @@ impl Folder {
             let mut of_adapter = AdapterSite::new(graph, site, delta);
             let dims = Dims::new(shape, site.layout, site.groups);
             let dims = dims.ok_or_else(|| self.damaged(format!("site `{}` has weight shape {shape:?}", site.key)))?;
-            let is_pair = self.has(&site.key, "lora_A.weight") || self.has(&site.key, "lora_B.weight");
+            let is_pair = pair_tensors(site.layout).iter().any(|t| self.has(&site.key, t));
             of_adapter.delta = if is_pair && site.kind == SiteKind::Depthwise {
                 let what =
                     format!("a low-rank pair on the depthwise layer `{}` (list it in modules_to_save)", site.key);
@@ -288,7 +297,7 @@ impl Folder {
                 let alpha = alphas.get(&site.key).unwrap_or(alpha);
                 // Rank-stabilised LoRA counts alpha/√r.
                 let factor = if self.config.use_rslora == Some(true) { (rank as f32).sqrt() } else { 1.0 };
-                let (a, b) = self.take_pair(&site.key, rank, &dims)?;
+                let (a, b) = self.take_pair(&site.key, rank, site.layout, &dims)?;
                 Delta::LowRank { rank, alpha: alpha * factor, a, b }
             } else {
                 self.whole(graph, site, &dims)?
@@ -311,6 +320,7 @@ impl Folder {
             examples: 0,
             steps: 0,
             labels: Vec::new(),
+            head: None,
             sites: found,
         })
     }

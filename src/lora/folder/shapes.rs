@@ -22,7 +22,9 @@ impl Dims {
             (Layout::OutInKernel, [out, inputs, kernel @ ..]) if !kernel.is_empty() => {
                 (*out, *inputs, Some(kernel.to_vec()))
             }
-            (Layout::InOut, [inputs, out]) | (Layout::OutIn, [out, inputs]) if groups == 1 => (*out, *inputs, None),
+            (Layout::InOut | Layout::Rows, [inputs, out]) | (Layout::OutIn, [out, inputs]) if groups == 1 => {
+                (*out, *inputs, None)
+            }
             (Layout::Stacked { part }, [parts, out, inputs]) if groups == 1 && part < *parts => {
                 weight /= parts;
                 (*out, *inputs, None)
@@ -93,6 +95,11 @@ impl Dims {
         }
         file
     }
+}
+
+/// Names of the tensors of a pair, behind the key: PEFT's low-rank modules have a `weight`, those of embeddings are tensors.
+pub(super) fn pair_tensors(layout: Layout) -> [String; 2] {
+    layout.pair_names().map(|name| if layout == Layout::Rows { name.to_owned() } else { format!("{name}.weight") })
 }
 
 /// `[rows, columns]` to `[columns, rows]`.

@@ -95,6 +95,7 @@ pub(crate) fn adapter(head: bool) -> Adapter {
         examples: 40,
         steps: 120,
         labels: vec!["yes".to_owned(), "naïve \"quoted\"".to_owned()],
+        head: None,
         sites,
     }
 }
@@ -535,4 +536,51 @@ fn tensors_come_as_arrays_in_the_shapes_of_the_file() {
     expected.truncate(6);
     expected.extend([("weight", vec![6, 3]), ("bias", vec![3])]);
     assert_eq!(shapes(&adapter(true)), expected);
+}
+
+#[test]
+fn an_embedding_has_the_names_of_peft() {
+    let mut graph = Graph::default();
+    let mut value = |name: &str, shape: &[usize], element, constant: bool| {
+        let data: Option<Arc<[f32]>> = constant.then(|| vec![0.5; shape.iter().product()].into());
+        let (name, shape, stored) = (name.to_owned(), shape.to_vec(), constant);
+        graph.values.push(Value { name, shape, element, constant: data, stored, source: None, quantised: None });
+        graph.values.len() - 1
+    };
+    let x = value("x", &[1, 4], Element::Integer, false);
+    let words = value("words.weight", &[7, 5], Element::F32, true);
+    let y = value("y", &[1, 4, 5], Element::F32, false);
+    let op = Op::Gather(crate::graph::Indexing::Axis(0));
+    graph.nodes.push(Node {
+        name: "/words/Gather".to_owned(),
+        op_type: "Gather".to_owned(),
+        op,
+        inputs: vec![words, x],
+        outputs: vec![y],
+    });
+    (graph.inputs, graph.outputs) = (vec![x], vec![y]);
+    let sites = graph.sites(y);
+    assert_eq!((sites[0].key.as_str(), sites[0].kind, sites[0].layout), ("words", SiteKind::Embedding, Layout::Rows));
+    assert!(crate::graph::choose(&graph, &sites, &crate::graph::Choice::Auto).is_empty());
+
+    // A starts at zero and B does not, as PEFT's: the first forward pass is that of the file.
+    let spec = crate::lora::AdapterSpec { rank: 2, alpha: 8.0, ..Default::default() };
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut adapter = Adapter::new(&graph, y, &sites, &spec, &mut rng);
+    let Delta::LowRank { a, b, .. } = &mut adapter.sites[0].delta else { panic!("no pair") };
+    assert!(a.len() == 14 && b.len() == 10 && a.iter().all(|a| *a == 0.0) && b.iter().all(|b| *b != 0.0));
+    (0..).zip(a).for_each(|(i, a)| *a = i as f32);
+
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), &adapter).unwrap();
+    let bytes = fs::read(root.path().join(ADAPTER_TENSORS)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut shapes: Vec<_> = file.iter().map(|(n, v)| (n.to_owned(), v.shape().to_vec())).collect();
+    shapes.sort();
+    let expected = [("lora_embedding_A", vec![2, 7]), ("lora_embedding_B", vec![5, 2])];
+    assert_eq!(shapes, expected.map(|(tensor, shape)| (name("words", tensor), shape)));
+    assert_eq!(load(root.path(), &graph, &sites, None).unwrap().0, adapter);
+
+    let peft = changed(&adapter, plain, |_| ());
+    assert_eq!(load(peft.path(), &graph, &sites, None).unwrap().0.sites, adapter.sites);
 }

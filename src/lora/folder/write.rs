@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
 
 use super::config::{Record, SiteRecord};
-use super::shapes::transposed;
+use super::shapes::{pair_tensors, transposed};
 use super::{ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterError, FORMAT_VERSION, NO_TARGETS, PREFIX};
 use crate::graph::{Graph, Layout};
 use crate::lora::{Adapter, AdapterSite, Delta};
@@ -77,8 +77,9 @@ fn encode(adapter: &Adapter, graph: Option<&Graph>) -> Result<(Vec<u8>, Vec<u8>)
                     alphas.insert(exact_pattern(&site.key), number(*alpha));
                 }
                 (record.rank, record.alpha) = (Some(*rank), Some(*alpha));
-                add(name("lora_A.weight"), dims.a_shape(*rank), dims.widen_a(*rank, a))?;
-                add(name("lora_B.weight"), dims.b_shape(*rank), b.clone())?;
+                let [name_a, name_b] = pair_tensors(site.layout);
+                add(name(&name_a), dims.a_shape(*rank), dims.widen_a(*rank, a))?;
+                add(name(&name_b), dims.b_shape(*rank), b.clone())?;
             }
             Delta::ScaleShift { scale, shift } => {
                 add(name("accentor_scale"), vec![scale.len()], scale.clone())?;
@@ -109,13 +110,14 @@ fn encode(adapter: &Adapter, graph: Option<&Graph>) -> Result<(Vec<u8>, Vec<u8>)
         records.push(record);
     }
     let record = Record {
-        format_version: FORMAT_VERSION,
+        format_version: if adapter.head.is_some() { FORMAT_VERSION } else { 1 },
         base_sha256: adapter.base_sha256.clone(),
         stages: adapter.stages.clone(),
         parent: adapter.parent.clone(),
         examples: adapter.examples,
         steps: adapter.steps,
         labels: adapter.labels.clone(),
+        head: adapter.head.clone(),
         sites: records,
     };
     let targets = if targets.is_empty() { NO_TARGETS.into() } else { serde_json::Value::from(targets) };

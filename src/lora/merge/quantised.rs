@@ -14,24 +14,25 @@
 //! The integers stay in the file, so that nothing else changes; whoever optimises the file drops what nothing reads.
 
 use super::{Change, MergeError, Merger, Target};
-use crate::graph::{Quantised, Site, ValueId};
+use crate::graph::{NodeId, Quantised, Site, ValueId};
 use crate::onnx::wire::NewNode;
 
 impl Merger<'_> {
-    /// New `values` in the place of what a DequantizeLinear gives node `index`.
+    /// New `values` in the place of what a DequantizeLinear gives node `index` of the file; `of` says the value and its
+    /// reader in the graph.
     pub(super) fn dequantised(
         &mut self,
         index: usize,
-        value: ValueId,
+        of: (ValueId, NodeId),
         quantised: &Quantised,
         values: Vec<f32>,
     ) -> Result<(), MergeError> {
-        let value = &self.graph.values[value];
+        let value = &self.graph.values[of.0];
         let node_name = self.file.nodes[index].outputs.first().copied().unwrap_or_default();
         let reader = self.reader(index, &value.name, node_name)?;
         let input = self.file.nodes[reader].inputs.iter().position(|i| *i == value.name).unwrap_or(1);
         let name = format!("{}_accentor", quantised.float_name());
-        self.add(None, reader, input, &quantised.scale, name, values, value.shape.clone())?;
+        self.add(Some(of), reader, input, &quantised.scale, name, values, value.shape.clone())?;
         let added = &self.changes[self.changes.len() - 1].name;
         self.notes.push(format!(
             "the layer that gives `{node_name}` is a float layer now: it reads `{added}` in place of the integers `{}`",

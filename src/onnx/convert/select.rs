@@ -7,6 +7,9 @@ use super::super::attributes::{Attributes, axis};
 use super::Converter;
 use crate::graph::{Indexing, Op, ValueId};
 
+/// A shape that splits blocks off, and the order of its dimensions behind that.
+type Blocks = (Vec<usize>, Vec<usize>);
+
 impl Converter<'_> {
     /// Lowers the operators of this file; false for another one, or one that must run through tract.
     pub(super) fn lower_selection(
@@ -154,7 +157,7 @@ impl Converter<'_> {
     }
 
     /// What DepthToSpace or SpaceToDepth reshapes to, and how it is then transposed.
-    fn blocks(&self, node: &NodeProto, shape: &[usize]) -> Result<Option<(Vec<usize>, Vec<usize>)>, OnnxError> {
+    fn blocks(&self, node: &NodeProto, shape: &[usize]) -> Result<Option<Blocks>, OnnxError> {
         let attributes = Attributes(node);
         let &[n, c, h, w] = shape else { return Ok(None) };
         let size = attributes.int("blocksize").and_then(|b| usize::try_from(b).ok()).filter(|b| *b > 0);

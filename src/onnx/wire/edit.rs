@@ -53,41 +53,41 @@ pub fn edit(file: &[u8], edits: &[Edit<'_>]) -> Result<Vec<u8>, WireError> {
 
 /// A message under construction: spans of the old file and new bytes.
 #[derive(Default)]
-struct Pieces<'a> {
+pub(super) struct Pieces<'a> {
     pieces: Vec<Cow<'a, [u8]>>,
     len: usize,
 }
 
 impl<'a> Pieces<'a> {
-    fn copy(&mut self, span: &'a [u8]) {
+    pub(super) fn copy(&mut self, span: &'a [u8]) {
         self.len += span.len();
         self.pieces.push(Cow::Borrowed(span));
     }
 
-    fn push(&mut self, bytes: Vec<u8>) {
+    pub(super) fn push(&mut self, bytes: Vec<u8>) {
         self.len += bytes.len();
         self.pieces.push(Cow::Owned(bytes));
     }
 
-    fn bytes(&mut self, number: u64, bytes: Vec<u8>) {
+    pub(super) fn bytes(&mut self, number: u64, bytes: Vec<u8>) {
         self.push(head(number, bytes.len()));
         self.push(bytes);
     }
 
-    fn message(&mut self, number: u64, message: Pieces<'a>) {
+    pub(super) fn message(&mut self, number: u64, message: Pieces<'a>) {
         self.push(head(number, message.len));
         self.len += message.len;
         self.pieces.extend(message.pieces);
     }
 
-    fn concat(self) -> Vec<u8> {
+    pub(super) fn concat(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.len);
         self.pieces.iter().for_each(|p| out.extend_from_slice(p));
         out
     }
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -316,7 +316,7 @@ fn replace_values<'a>(message: &'a [u8], values: &[f32]) -> Result<Pieces<'a>, W
 }
 
 /// Little-endian values in a type of the file.
-fn raw(data_type: u64, values: &[f32]) -> Vec<u8> {
+pub(super) fn raw(data_type: u64, values: &[f32]) -> Vec<u8> {
     match data_type {
         FLOAT16 => values.iter().flat_map(|v| f16_bits(*v).to_le_bytes()).collect(),
         BFLOAT16 => values.iter().flat_map(|v| bf16_bits(*v).to_le_bytes()).collect(),
@@ -379,7 +379,7 @@ fn new_node<'a>(new: &NewNode, like: &'a [u8]) -> Result<Pieces<'a>, WireError> 
     Ok(out)
 }
 
-fn new_tensor(new: &Replacement<'_>, data_type: u64) -> Vec<u8> {
+pub(super) fn new_tensor(new: &Replacement<'_>, data_type: u64) -> Vec<u8> {
     let mut dims = Vec::new();
     new.shape.iter().for_each(|d| put_varint(&mut dims, *d as u64));
     let mut out = Pieces::default();

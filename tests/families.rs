@@ -1,0 +1,228 @@
+//! Where families of operators meet: quantised weights of recurrent layers, an embedding that shares its matrix, indices
+//! and roundings between adapted layers. Session, merged file and gradient of one adapter must agree.
+#![cfg(feature = "onnx")]
+#![allow(clippy::unwrap_used)]
+
+mod onnx_file;
+mod recording;
+
+use accentor::graph::{Choice, SiteKind};
+use accentor::lora::Delta;
+use accentor::lora::merge::merge;
+use accentor::onnx::{LoadOptions, load_bytes};
+use accentor::{Adapter, AdapterSpec, Examples, Model};
+use onnx_file::{Net, int, ints, text};
+use recording::{batch, largest_error, norm};
+
+/// Of the largest logit: a merged weight is rounded to f32 once more.
+const MERGED: f64 = 1e-5;
+/// Relative: a loss of f32 rounds at 1e-7, against a change of some 1e-3, and the difference quotient leaves its cube.
+const SLOPE: f64 = 5e-3;
+/// How far the tensors move along the gradient for a difference quotient.
+const STEP: f32 = 1e-2;
+
+fn open(file: &[u8]) -> Model {
+    Model::from_graph(load_bytes(file, None, &LoadOptions::default()).unwrap(), Vec::new(), None).unwrap()
+}
+
+/// An adapter on every site with values that are not zero.
+fn adapter(model: &Model) -> Adapter {
+    let spec = AdapterSpec { rank: 2, alpha: 4.0, sites: Choice::All, head: false };
+    let mut adapter = model.new_adapter(&spec, 0).unwrap();
+    let mut rng = fastrand::Rng::with_seed(5);
+    for site in &mut adapter.sites {
+        let Delta::LowRank { a, b, .. } = &mut site.delta else { panic!("`{}` has no pair", site.key) };
+        a.iter_mut().chain(b).for_each(|v| *v = rng.f32() - 0.5);
+    }
+    adapter
+}
+
+fn tensors(adapter: &mut Adapter) -> impl Iterator<Item = &mut f32> {
+    adapter.sites.iter_mut().flat_map(|site| match &mut site.delta {
+        Delta::LowRank { a, b, .. } => a.iter_mut().chain(b.iter_mut()),
+        other => panic!("{other:?}"),
+    })
+}
+
+/// Session, merged file and gradient of an adapter on all of the sites; gives the notes of the merge.
+fn agree(net: &Net, sites: &[SiteKind], clips: &[Vec<f32>]) -> Vec<String> {
+    let file = net.file();
+    let model = open(&file);
+    let found: Vec<SiteKind> = model.sites().iter().map(|s| s.kind).collect();
+    assert_eq!(found, sites);
+    let start = adapter(&model);
+
+    let bound = start.bind(model.graph(), &model.sites(), None).unwrap();
+    let merged = merge(&file, model.graph(), &start, &bound).unwrap();
+    let alone = open(&merged.bytes).session(None).unwrap();
+    let beside = model.session(Some(&start)).unwrap();
+    for clip in clips {
+        let error = largest_error(&alone.logits(clip).unwrap(), &beside.logits(clip).unwrap());
+        assert!(error < MERGED, "merged: {error:e}");
+    }
+
+    let mut examples = Examples::new(clips[0].len(), 1);
+    clips.iter().enumerate().for_each(|(i, clip)| examples.push(clip, i % 2).unwrap());
+    let loss = |adapter: Adapter| {
+        let mut trainer = model.trainer(adapter, 1).unwrap();
+        let cached = trainer.cache(&examples).unwrap();
+        (f64::from(trainer.gradient(&batch(&cached)).unwrap()), trainer.gradients())
+    };
+    let (_, mut gradients) = loss(start.clone());
+    let slope: Vec<f32> = tensors(&mut gradients).map(|g| *g).collect();
+    let length = norm(&slope.iter().map(|g| f64::from(*g)).collect::<Vec<_>>());
+    let moved = |by: f32| {
+        let mut adapter = start.clone();
+        tensors(&mut adapter).zip(&slope).for_each(|(v, g)| *v += by * g / length as f32);
+        loss(adapter).0
+    };
+    let quotient = (moved(STEP) - moved(-STEP)) / (2.0 * f64::from(STEP));
+    assert!((quotient - length).abs() < SLOPE * length, "slope {quotient}, gradient {length}");
+    merged.notes
+}
+
+fn clips(len: usize) -> Vec<Vec<f32>> {
+    (0..3).map(|c| (0..len).map(|i| ((i * 7 + c * 5) % 13) as f32 / 6.5 - 1.0).collect()).collect()
+}
+
+fn words(len: usize, rows: usize) -> Vec<Vec<f32>> {
+    (0..3).map(|c| (0..len).map(|i| ((i * 3 + c * 2) % rows) as f32).collect()).collect()
+}
+
+#[test]
+fn both_directions_of_a_quantised_recurrent_layer() {
+    let net = Net::new()
+        .input("x", &[1, 5, 3])
+        .weight_of("scale", &[], &[0.01])
+        .bytes8("w_quantized", &[2, 4, 3])
+        .bytes8("r_quantized", &[2, 4, 4])
+        .node("DequantizeLinear", &["w_quantized", "scale"], "w", &[])
+        .node("DequantizeLinear", &["r_quantized", "scale"], "r", &[])
+        .node("Transpose", &["x"], "steps", &[ints("perm", &[1, 0, 2])])
+        .node("RNN", &["steps", "w", "r"], "y", &[int("hidden_size", 4), text("direction", "bidirectional")])
+        .node("ReduceMean", &["y"], "mean", &[ints("axes", &[0]), int("keepdims", 0)])
+        .integers("shape", &[1, 8])
+        .node("Reshape", &["mean", "shape"], "flat", &[])
+        .weight("fc.weight", &[2, 8])
+        .node("Gemm", &["flat", "fc.weight"], "logits", &[int("transB", 1)])
+        .output("logits");
+    let notes =
+        agree(&net, &[SiteKind::Recurrent; 4].into_iter().chain([SiteKind::Dense]).collect::<Vec<_>>(), &clips(15));
+    assert_eq!(notes.len(), 2, "{notes:?}");
+}
+
+#[test]
+fn an_embedding_and_the_layer_that_shares_its_matrix() {
+    let net = Net::new()
+        .input("x", &[1, 4])
+        .weight("words.weight", &[7, 5])
+        .node("Cast", &["x"], "indices", &[int("to", 7)])
+        .node("Gather", &["words.weight", "indices"], "rows", &[])
+        .node("Tanh", &["rows"], "h", &[])
+        .node("Transpose", &["words.weight"], "turned", &[ints("perm", &[1, 0])])
+        .node("MatMul", &["h", "turned"], "scores", &[])
+        .node("ReduceMean", &["scores"], "logits", &[ints("axes", &[1]), int("keepdims", 0)])
+        .output("logits");
+    let notes = agree(&net, &[SiteKind::Embedding, SiteKind::Dense], &words(4, 7));
+    assert_eq!(notes.len(), 2, "{notes:?}");
+}
+
+#[test]
+fn a_recurrent_layer_behind_roundings_and_an_embedding_of_8_bits() {
+    let net = Net::new()
+        .input("x", &[1, 6])
+        .weight_of("scale", &[], &[0.02])
+        .bytes8("words.weight_quantized", &[7, 3])
+        .node("DequantizeLinear", &["words.weight_quantized", "scale"], "words", &[])
+        .node("Cast", &["x"], "indices", &[int("to", 7)])
+        .node("Gather", &["words", "indices"], "rows", &[])
+        .node("Transpose", &["rows"], "steps", &[ints("perm", &[1, 0, 2])])
+        .weight("w", &[1, 12, 3])
+        .weight("r", &[1, 12, 4])
+        .node("GRU", &["steps", "w", "r"], "y", &[int("hidden_size", 4)])
+        .node("ReduceMean", &["y"], "flat", &[ints("axes", &[0, 1]), int("keepdims", 0)])
+        .weight("fc_kernel", &[4, 2])
+        .node("MatMul", &["flat", "fc_kernel"], "logits", &[])
+        .output("logits");
+    let kinds = [SiteKind::Embedding, SiteKind::Recurrent, SiteKind::Recurrent, SiteKind::Dense];
+    let notes = agree(&net, &kinds, &words(6, 7));
+    assert_eq!(notes.len(), 1, "{notes:?}");
+}
+
+#[test]
+fn outputs_inside_what_would_be_fused_stay() {
+    let net = |outputs: &[&str]| {
+        let net = Net::new()
+            .input("x", &[1, 3, 6])
+            .weight("c.weight", &[4, 3, 1])
+            .node("Conv", &["x", "c.weight"], "c", &[])
+            .node("Relu", &["c"], "r", &[])
+            .weight("m", &[6, 5])
+            .node("MatMul", &["r", "m"], "product", &[])
+            .weight("bias", &[5])
+            .node("Add", &["product", "bias"], "sum", &[])
+            .node("ReduceMean", &["sum"], "mean", &[ints("axes", &[2])])
+            .node("Sub", &["sum", "mean"], "d", &[])
+            .node("Mul", &["d", "d"], "square", &[])
+            .node("ReduceMean", &["square"], "variance", &[ints("axes", &[2])])
+            .weight_of("epsilon", &[], &[1e-5])
+            .node("Add", &["variance", "epsilon"], "with", &[])
+            .node("Sqrt", &["with"], "root", &[])
+            .node("Div", &["d", "root"], "normal", &[]);
+        outputs.iter().fold(net, |net, o| net.output(o)).file()
+    };
+    let value = |file: &[u8], output: &str| {
+        let options = LoadOptions { outputs: vec![output.to_owned()], ..LoadOptions::default() };
+        let model = Model::from_graph(load_bytes(file, None, &options).unwrap(), Vec::new(), None).unwrap();
+        model.session(None).unwrap().logits(&clips(18)[0]).unwrap()
+    };
+    let file = net(&["normal"]);
+    let [product, sum, d, root, normal] = ["product", "sum", "d", "root", "normal"].map(|name| value(&file, name));
+    let c = value(&file, "c");
+    assert!(c.iter().any(|v| *v < 0.0) && value(&file, "r").iter().zip(&c).all(|(r, c)| *r == c.max(0.0)));
+    assert!(sum != product && sum.len() == d.len());
+    for (i, normal) in normal.iter().enumerate() {
+        assert!((d[i] / root[i / 5] - normal).abs() < 1e-5, "{i}: {} / {} and {normal}", d[i], root[i / 5]);
+    }
+}
+
+#[test]
+fn a_convolution_whose_bias_is_computed_runs_frozen() {
+    let net = Net::new()
+        .input("x", &[1, 2, 5])
+        .weight("c.weight", &[3, 2, 2])
+        .weight("d.weight", &[3, 2])
+        .node("GlobalAveragePool", &["x"], "pooled", &[])
+        .integers("vector", &[2])
+        .node("Reshape", &["pooled", "vector"], "mean", &[])
+        .node("MatMul", &["d.weight", "mean"], "bias", &[])
+        .node("Conv", &["x", "c.weight", "bias"], "c", &[])
+        .node("Conv", &["x", "c.weight"], "plain", &[])
+        .node("Sub", &["c", "plain"], "difference", &[])
+        .node("ReduceMean", &["difference"], "logits", &[ints("axes", &[2]), int("keepdims", 0)])
+        .output("logits");
+    let model = open(&net.file());
+    let x = &clips(10)[0];
+    let found = model.session(None).unwrap().logits(x).unwrap();
+    let file = open(&net.file());
+    let weight = file.graph().value_named("d.weight").and_then(|v| file.graph().values[v].constant.clone()).unwrap();
+    let mean = [0, 1].map(|c| x[c * 5..][..5].iter().sum::<f32>() / 5.0);
+    let bias: Vec<f32> = weight.chunks_exact(2).map(|w| w[0] * mean[0] + w[1] * mean[1]).collect();
+    assert!(largest_error(&found, &bias) < MERGED, "{found:?}, expected {bias:?}");
+}
+
+#[test]
+fn a_transposed_convolution_does_not_train_whole() {
+    let net = Net::new()
+        .input("x", &[1, 2, 5])
+        .weight("up.weight", &[2, 2, 2])
+        .weight("up.bias", &[2])
+        .node("ConvTranspose", &["x", "up.weight", "up.bias"], "y", &[])
+        .node("ReduceMean", &["y"], "logits", &[ints("axes", &[2]), int("keepdims", 0)])
+        .output("logits");
+    let model = open(&net.file());
+    let mut whole = adapter(&model);
+    whole.sites[0].delta = Delta::Full { weight: vec![0.5; 8], bias: Some(vec![0.5; 2]) };
+    let told = whole.bind(model.graph(), &model.sites(), None).unwrap_err().to_string();
+    assert!(told.contains("up") && told.contains("kind"), "{told}");
+}
