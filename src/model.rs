@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
-use crate::graph::{
-    Chain, ChainError, Choice, Ending, Frames, Graph, Head, HeadError, Link, Site, Stage, ValueId, choose,
-};
+#[cfg(feature = "onnx")]
+use crate::graph::{Chain, Frames, Link};
+use crate::graph::{ChainError, Choice, Ending, Graph, Head, HeadError, Site, Stage, ValueId, choose};
 use crate::lora::merge::{MergeError, Merged};
 use crate::lora::{Adapter, AdapterError, AdapterSpec, StageBase};
 use crate::manifest::{Manifest, ManifestError};

@@ -432,6 +432,7 @@ fn squeezed(shape: &[usize]) -> Vec<usize> {
 
 /// The dimensions that a file leaves open, from the shape that its input is `fed`: the batch is 1, one other is what the
 /// number of values says, several are taken in order. `None` where that is not clear.
+#[cfg(feature = "onnx")]
 pub(crate) fn fill(dims: &[Option<usize>], fed: &[usize]) -> Option<Vec<usize>> {
     let mut dims = dims.to_vec();
     if let [batch @ None, _, ..] = dims.as_mut_slice() {
