@@ -347,6 +347,9 @@ impl<'a> Converter<'a> {
                 _ => return Ok(false),
             },
             "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
+            "Dropout" if input(2).is_some_and(|mode| self.scalar(Some(mode)) != Some(0.0)) => {
+                return Err(self.error(node, "it drops values as in training; export the model in evaluation mode"));
+            }
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
             "Cast" | "CastLike" => {
                 // Whole numbers and truth values are held as f32 already.

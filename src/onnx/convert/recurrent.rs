@@ -83,11 +83,15 @@ impl Converter<'_> {
         let recurrence = Recurrence { cell, hidden, reverse, functions, clip };
         let weights = [Some(w), Some(r), input(BIAS), input(PEEPHOLES)];
         if weights.iter().flatten().any(|v| !self.graph.is_constant(*v)) {
-            let plain = recurrence.clip.is_none() && cell != Cell::Lstm { input_forget: true };
+            // tract gives wrong values for the other directions, and passes the rest over.
+            let plain = recurrence.clip.is_none()
+                && cell != Cell::Lstm { input_forget: true }
+                && recurrence.reverse == [false]
+                && input(LENGTHS).is_none();
             if plain && recurrence.functions.iter().all(|f| *f == default_functions(cell)) {
                 return Ok(false);
             }
-            let what = "with weights that the model computes, `activations`, `clip` and `input_forget` are not \
+            let what = "with weights that the model computes, only one direction forward with the default activations is \
                         supported; export the model with constant weights";
             return Err(self.error(node, what));
         }
