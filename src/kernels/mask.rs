@@ -86,50 +86,25 @@ fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
     if generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
 }
 
-/// Runs `f` on each vector of `x`; what is over is padded with zeros, and as much of the result is written.
+/// Values at `at`, padded with zeros where fewer are left than a vector has.
 #[inline(always)]
-fn map<I: Isa>(isa: I, x: &[f32], y: &mut [f32], f: impl Fn(I::F32) -> I::F32) {
+fn load<I: Isa>(isa: I, x: &[f32], at: usize) -> I::F32 {
     let ops = isa.f32();
-    let lanes = ops.len();
-    let (mut x, mut y) = (x.chunks_exact(lanes), y.chunks_exact_mut(lanes));
-    for (x, y) in (&mut x).zip(&mut y) {
-        ops.store(f(ops.load(x)), y);
-    }
-    let y = y.into_remainder();
-    if !y.is_empty() {
-        y.copy_from_slice(&f(ops.load_pad(x.remainder()).0).to_array().as_ref()[..y.len()]);
+    match x.get(at..at + ops.len()) {
+        Some(x) => ops.load(x),
+        None => ops.load_pad(&x[at..]).0,
     }
 }
 
-/// y = f(x, y) by vectors.
+/// Writes as many values of `new` as are left behind `at`.
 #[inline(always)]
-fn update<I: Isa>(isa: I, x: &[f32], y: &mut [f32], f: impl Fn(I::F32, I::F32) -> I::F32) {
+fn store<I: Isa>(isa: I, new: I::F32, y: &mut [f32], at: usize) {
     let ops = isa.f32();
-    let lanes = ops.len();
-    let (mut x, mut y) = (x.chunks_exact(lanes), y.chunks_exact_mut(lanes));
-    for (x, y) in (&mut x).zip(&mut y) {
-        ops.store(f(ops.load(x), ops.load(y)), y);
-    }
-    let y = y.into_remainder();
-    if !y.is_empty() {
-        let new = f(ops.load_pad(x.remainder()).0, ops.load_pad(y).0);
+    if let Some(y) = y.get_mut(at..at + ops.len()) {
+        ops.store(new, y);
+    } else {
+        let y = &mut y[at..];
         y.copy_from_slice(&new.to_array().as_ref()[..y.len()]);
-    }
-}
-
-/// z = f(x, y, z) by vectors.
-#[inline(always)]
-fn update2<I: Isa>(isa: I, x: &[f32], y: &[f32], z: &mut [f32], f: impl Fn(I::F32, I::F32, I::F32) -> I::F32) {
-    let ops = isa.f32();
-    let lanes = ops.len();
-    let (mut x, mut y, mut z) = (x.chunks_exact(lanes), y.chunks_exact(lanes), z.chunks_exact_mut(lanes));
-    for ((x, y), z) in (&mut x).zip(&mut y).zip(&mut z) {
-        ops.store(f(ops.load(x), ops.load(y), ops.load(z)), z);
-    }
-    let z = z.into_remainder();
-    if !z.is_empty() {
-        let new = f(ops.load_pad(x.remainder()).0, ops.load_pad(y.remainder()).0, ops.load_pad(z).0);
-        z.copy_from_slice(&new.to_array().as_ref()[..z.len()]);
     }
 }
 
@@ -141,24 +116,12 @@ fn sloped<I: Isa>(isa: I, slope: f32, value: I::F32, open: I::M32) -> I::F32 {
     ops.select(value, off, open)
 }
 
-/// Calls `f` with each element's place and the mask of its vector.
+/// Which elements of the vector whose bit in each word is `bit` are open.
 #[inline(always)]
-fn by_bits<I: Isa>(isa: I, saved: &[f32], len: usize, mut f: impl FnMut(std::ops::Range<usize>, I::M32)) {
-    let (floats, words) = (isa.f32(), isa.i32());
-    let lanes = floats.len();
-    for (block, saved) in saved.chunks_exact(lanes).enumerate() {
-        let start = block * BITS * lanes;
-        if start >= len {
-            break;
-        }
-        let set: I::I32 = floats.load(saved).reinterpret_cast();
-        let mut bit = 1i32;
-        for at in (start..len.min(start + BITS * lanes)).step_by(lanes) {
-            let bits = words.splat(bit);
-            f(at..len.min(at + lanes), words.eq(words.and(set, bits), bits));
-            bit = bit.wrapping_shl(1);
-        }
-    }
+fn open_bits<I: Isa>(isa: I, set: I::I32, bit: i32) -> I::M32 {
+    let words = isa.i32();
+    let bits = words.splat(bit);
+    words.eq(words.and(set, bits), bits)
 }
 
 struct Save<'a> {
@@ -174,18 +137,12 @@ impl SimdOp for Save<'_> {
     fn eval<I: Isa>(self, isa: I) {
         let (floats, words) = (isa.f32(), isa.i32());
         let lanes = floats.len();
-        let blocks = self.values.chunks(BITS * lanes);
-        for (values, saved) in blocks.zip(self.saved.chunks_exact_mut(lanes)) {
+        for (values, saved) in self.values.chunks(BITS * lanes).zip(self.saved.chunks_exact_mut(lanes)) {
             let (mut set, mut bit) = (words.zero(), 1i32);
-            let mut vectors = values.chunks_exact(lanes);
-            for x in &mut vectors {
-                let open = self.open.holds(isa, floats.load(x));
+            for at in (0..values.len()).step_by(lanes) {
+                let open = self.open.holds(isa, load(isa, values, at));
                 set = words.or(set, words.select(words.splat(bit), words.zero(), open));
                 bit = bit.wrapping_shl(1);
-            }
-            if !vectors.remainder().is_empty() {
-                let open = self.open.holds(isa, floats.load_pad(vectors.remainder()).0);
-                set = words.or(set, words.select(words.splat(bit), words.zero(), open));
             }
             floats.store(set.reinterpret_cast(), saved);
         }
@@ -203,19 +160,16 @@ impl SimdOp for ByBits<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Self { saved, slope, dy } = self;
-        by_bits(isa, saved, dy.len(), |at, open| map_one(isa, &mut dy[at], |dy| sloped(isa, slope, dy, open)));
-    }
-}
-
-/// y = f(y) for at most one vector.
-#[inline(always)]
-fn map_one<I: Isa>(isa: I, y: &mut [f32], f: impl Fn(I::F32) -> I::F32) {
-    let ops = isa.f32();
-    if y.len() == ops.len() {
-        ops.store(f(ops.load(y)), y);
-    } else {
-        y.copy_from_slice(&f(ops.load_pad(y).0).to_array().as_ref()[..y.len()]);
+        let lanes = isa.f32().len();
+        for (dy, saved) in self.dy.chunks_mut(BITS * lanes).zip(self.saved.chunks_exact(lanes)) {
+            let set: I::I32 = isa.f32().load(saved).reinterpret_cast();
+            let mut bit = 1i32;
+            for at in (0..dy.len()).step_by(lanes) {
+                let term = sloped(isa, self.slope, load(isa, dy, at), open_bits(isa, set, bit));
+                store(isa, term, dy, at);
+                bit = bit.wrapping_shl(1);
+            }
+        }
     }
 }
 
@@ -232,12 +186,19 @@ impl SimdOp for AddByBits<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Self { saved, slope, dy, dx, first } = self;
         let ops = isa.f32();
-        by_bits(isa, saved, dx.len(), |at, open| {
-            let term = sloped(isa, slope, ops.load_pad(&dy[at.clone()]).0, open);
-            map_one(isa, &mut dx[at], |dx| if first { term } else { ops.add(dx, term) });
-        });
+        let lanes = ops.len();
+        let blocks = self.dy.chunks(BITS * lanes).zip(self.dx.chunks_mut(BITS * lanes));
+        for ((dy, dx), saved) in blocks.zip(self.saved.chunks_exact(lanes)) {
+            let set: I::I32 = ops.load(saved).reinterpret_cast();
+            let mut bit = 1i32;
+            for at in (0..dx.len()).step_by(lanes) {
+                let term = sloped(isa, self.slope, load(isa, dy, at), open_bits(isa, set, bit));
+                let sum = if self.first { term } else { ops.add(load(isa, dx, at), term) };
+                store(isa, sum, dx, at);
+                bit = bit.wrapping_shl(1);
+            }
+        }
     }
 }
 
@@ -252,7 +213,10 @@ impl SimdOp for ByOutput<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        update(isa, self.y, self.dy, |y, dy| sloped(isa, 0.0, dy, self.open.holds(isa, y)));
+        for at in (0..self.dy.len()).step_by(isa.f32().len()) {
+            let open = self.open.holds(isa, load(isa, self.y, at));
+            store(isa, sloped(isa, 0.0, load(isa, self.dy, at), open), self.dy, at);
+        }
     }
 }
 
@@ -269,11 +233,12 @@ impl SimdOp for AddByOutput<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Self { y, open, dy, dx, first } = self;
-        update2(isa, y, dy, dx, |y, dy, dx| {
-            let term = sloped(isa, 0.0, dy, open.holds(isa, y));
-            if first { term } else { isa.f32().add(dx, term) }
-        });
+        for at in (0..self.dx.len()).step_by(isa.f32().len()) {
+            let open = self.open.holds(isa, load(isa, self.y, at));
+            let term = sloped(isa, 0.0, load(isa, self.dy, at), open);
+            let sum = if self.first { term } else { isa.f32().add(load(isa, self.dx, at), term) };
+            store(isa, sum, self.dx, at);
+        }
     }
 }
 
@@ -297,7 +262,9 @@ impl SimdOp for Clamp<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        map(isa, self.x, self.y, |x| between(isa, x, self.low, self.high));
+        for at in (0..self.y.len()).step_by(isa.f32().len()) {
+            store(isa, between(isa, load(isa, self.x, at), self.low, self.high), self.y, at);
+        }
     }
 }
 
@@ -312,8 +279,8 @@ impl SimdOp for ClampInPlace<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        for y in self.y.chunks_mut(isa.f32().len()) {
-            map_one(isa, y, |y| between(isa, y, self.low, self.high));
+        for at in (0..self.y.len()).step_by(isa.f32().len()) {
+            store(isa, between(isa, load(isa, self.y, at), self.low, self.high), self.y, at);
         }
     }
 }
@@ -330,8 +297,10 @@ impl SimdOp for Leaky<'_> {
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
         let ops = isa.f32();
-        let alpha = ops.splat(self.alpha);
-        map(isa, self.x, self.y, |x| ops.select(x, ops.mul(x, alpha), ops.gt(x, ops.zero())));
+        for at in (0..self.y.len()).step_by(ops.len()) {
+            let x = load(isa, self.x, at);
+            store(isa, ops.select(x, ops.mul(x, ops.splat(self.alpha)), ops.gt(x, ops.zero())), self.y, at);
+        }
     }
 }
 
