@@ -169,13 +169,13 @@ impl ConvGeometry {
                     let from = (line + self.position(1, ox, columns.start)) * channels;
                     let to = (ky * self.kernel[1] + columns.start) * inputs;
                     let len = columns.len() * inputs;
-                    row[to..to + len].copy_from_slice(&x[from..from + len]);
+                    copy(&x[from..from + len], &mut row[to..to + len]);
                     continue;
                 }
                 for kx in columns.clone() {
                     let from = (line + self.position(1, ox, kx)) * channels + group * inputs;
                     let to = (ky * self.kernel[1] + kx) * inputs;
-                    row[to..to + inputs].copy_from_slice(&x[from..from + inputs]);
+                    copy(&x[from..from + inputs], &mut row[to..to + inputs]);
                 }
             }
         }
@@ -208,5 +208,27 @@ impl ConvGeometry {
                 }
             }
         }
+    }
+}
+
+/// Copies a few values: a call of memcpy for four of them takes longer than the values.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    #[inline(always)]
+    fn fixed<const N: usize>(from: &[f32], to: &mut [f32]) {
+        if let (Some(from), Some(to)) = (from.first_chunk::<N>(), to.first_chunk_mut::<N>()) {
+            *to = *from;
+        }
+    }
+    match from.len() {
+        1 => fixed::<1>(from, to),
+        2 => fixed::<2>(from, to),
+        3 => fixed::<3>(from, to),
+        4 => fixed::<4>(from, to),
+        5 => fixed::<5>(from, to),
+        6 => fixed::<6>(from, to),
+        7 => fixed::<7>(from, to),
+        8 => fixed::<8>(from, to),
+        _ => to.copy_from_slice(from),
     }
 }

@@ -299,8 +299,13 @@ fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
         let (low, high) = (ops.splat(low), ops.splat(high));
         for t in 0..T {
             for v in 0..NV {
-                acc[t][v] = ops.select(low, acc[t][v], ops.lt(acc[t][v], low));
-                acc[t][v] = ops.select(high, acc[t][v], ops.gt(acc[t][v], high));
+                acc[t][v] = if lanes > 4 {
+                    // AVX gives the second operand where one is not a number.
+                    ops.min(high, ops.max(low, acc[t][v]))
+                } else {
+                    let bounded = ops.select(low, acc[t][v], ops.lt(acc[t][v], low));
+                    ops.select(high, bounded, ops.gt(bounded, high))
+                };
             }
         }
     }

@@ -622,7 +622,9 @@ mod tests {
             }
             if !generic && !transposed {
                 let rows: Vec<f32> = (0..k).flat_map(|p| b[1 + p * (n + 2)..][..n].to_vec()).collect();
-                let (mut packed, mut from_packed) = (vec![0.0; k * n], c0.clone());
+                let (mut packed, mut from_packed, mut from_rows) = (vec![0.0; k * n], c0.clone(), c0.clone());
+                gemm_walk(start, m, n, k, matrix, &rows, Walk::even(n), &mut from_rows[1..], n + 1, None);
+                assert_eq!(c, from_rows, "{m}x{n}x{k} without a gap");
                 pack(k, n, &rows, &mut packed);
                 gemm_packed(start, m, n, k, matrix, &packed, &mut from_packed[1..], n + 1, None);
                 assert_eq!(c, from_packed, "{m}x{n}x{k} packed");

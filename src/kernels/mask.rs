@@ -3,6 +3,9 @@
 //! Bit `v` of word `l` belongs to element `v · lanes + l` of its block of `32 · lanes` elements: so bits are gathered and
 //! spread by whole vectors. The words are only moved, never calculated with as floats, and are read on the machine that
 //! wrote them.
+//!
+//! Where a value is masked in place, zero is added first: otherwise LLVM stores through a mask, which costs some twenty cycles a
+//! vector on AMD's Zen (seen in the profile of a DS-CNN).
 
 use rten_simd::isa::GenericIsa;
 use rten_simd::ops::{BitOps, MaskOps, NumOps};
@@ -165,8 +168,8 @@ impl SimdOp for ByBits<'_> {
             let set: I::I32 = isa.f32().load(saved).reinterpret_cast();
             let mut bit = 1i32;
             for at in (0..dy.len()).step_by(lanes) {
-                let term = sloped(isa, self.slope, load(isa, dy, at), open_bits(isa, set, bit));
-                store(isa, term, dy, at);
+                let value = isa.f32().add(load(isa, dy, at), isa.f32().zero());
+                store(isa, sloped(isa, self.slope, value, open_bits(isa, set, bit)), dy, at);
                 bit = bit.wrapping_shl(1);
             }
         }
@@ -215,7 +218,8 @@ impl SimdOp for ByOutput<'_> {
     fn eval<I: Isa>(self, isa: I) {
         for at in (0..self.dy.len()).step_by(isa.f32().len()) {
             let open = self.open.holds(isa, load(isa, self.y, at));
-            store(isa, sloped(isa, 0.0, load(isa, self.dy, at), open), self.dy, at);
+            let value = isa.f32().add(load(isa, self.dy, at), isa.f32().zero());
+            store(isa, sloped(isa, 0.0, value, open), self.dy, at);
         }
     }
 }

@@ -285,8 +285,10 @@ impl SiteStep {
                 out.weights.bias.copy_from_slice(bias);
             }
         }
-        if (backward || self.transposed.is_some()) && !self.depthwise {
+        if (backward || self.transposed.is_some()) && self.packed() {
             out.weights.transpose(g);
+        } else if backward && self.held {
+            transpose(&out.weights.w, patch, outputs, &mut out.weights.wt);
         }
     }
 

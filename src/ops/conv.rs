@@ -32,7 +32,7 @@ use crate::kernels::gemm::{Matrix, Start, Walk, gemm, gemm_from, gemm_packed, ge
 const POSITIONS: usize = 128;
 
 /// A row of taps with at least this many values is read where it stands; for shorter ones patches are written out.
-const ROW: usize = 8;
+const ROW: usize = 4;
 
 /// Weights of a convolution as the kernels read them: packed ([`pack`]), but for the layers that read rows (depthwise,
 /// recurrent, embeddings).

@@ -96,14 +96,23 @@ mod tests {
     fn against_oracle_and_central_differences() {
         let mut rng = fastrand::Rng::with_seed(3);
         let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.f32() * 2.0 - 1.0).collect() };
+        // Every width around the tiles of three and five taps.
+        let windows = (1..10).flat_map(|width| {
+            [
+                ([4, width], [4, width], [3, 3], [1, 1], [1, 1], [1, 1]),
+                ([3, width], [5, width], [2, 3], [1, 1], [1, 1], [2, 0]), // padding on one side
+                ([4, width], [4, width], [5, 5], [1, 1], [1, 1], [2, 2]),
+                ([2, width], [8, width + 8], [3, 3], [1, 1], [1, 1], [4, 5]), // positions without a tap
+            ]
+        });
         for channels in [2, 3, 7, 16, 17, 33] {
-            for (input, output, kernel, stride, dilation, pads) in [
+            for (input, output, kernel, stride, dilation, pads) in windows.clone().chain([
                 ([5, 4], [5, 4], [3, 3], [1, 1], [1, 1], [1, 1]),
                 ([7, 6], [4, 3], [3, 3], [2, 2], [1, 1], [1, 1]),
                 ([7, 7], [2, 2], [2, 2], [4, 4], [1, 1], [0, 0]),
                 ([9, 5], [5, 5], [5, 3], [1, 1], [1, 2], [0, 2]),
                 ([1, 20], [1, 10], [1, 5], [1, 2], [1, 1], [0, 2]),
-            ] {
+            ]) {
                 let g = ConvGeometry {
                     input,
                     input_channels: channels,
