@@ -4,7 +4,6 @@
 #![cfg(feature = "onnx")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +11,6 @@ use std::path::Path;
 
 use accentor::graph::{Graph, Op, Site};
 use accentor::lora::{Adaptation, SiteStep};
-use accentor::onnx::operators::{Forward, find};
 use accentor::onnx::{LoadOptions, load};
 use accentor::plan::{Plan, Program};
 use serde::{Deserialize, Serialize};
@@ -120,13 +118,31 @@ impl Sum {
         &self.program.sites()[0]
     }
 
-    fn at(&self, x: &[f32]) -> Result<f64, String> {
+    fn at(&self, x: &[f32]) -> Result<Vec<f32>, String> {
         let mut weights = [self.site().weights()];
         self.site().prepare(x, &mut weights[0], false);
         let mut arena = vec![f32::NAN; self.forward.arena_len()];
         self.forward.forward(&weights, &mut arena, &[1.0]).map_err(|e| e.to_string())?;
-        let y = self.forward.output(&arena, 0);
-        Ok(y.iter().zip(&self.dy).map(|(y, d)| f64::from(*y) * f64::from(*d)).sum())
+        Ok(self.forward.output(&arena, 0).to_vec())
+    }
+
+    /// The difference quotient between two values of `x[i]`, and what rounding may add to it.
+    fn quotient(&self, x: &[f32], i: usize, from: f32, to: f32) -> Result<(f64, f64), String> {
+        let mut moved = x.to_vec();
+        moved[i] = from;
+        let below = self.at(&moved)?;
+        moved[i] = to;
+        let above = self.at(&moved)?;
+        let width = f64::from(to) - f64::from(from);
+        let (mut difference, mut squares) = (0.0, 0.0);
+        for ((a, b), d) in above.iter().zip(&below).zip(&self.dy).filter(|((a, b), _)| a.to_bits() != b.to_bits()) {
+            let (a, b, d) = (f64::from(*a), f64::from(*b), f64::from(*d));
+            difference += d * (a - b);
+            squares += (d * a.abs().max(b.abs())).powi(2);
+        }
+        // Roundings of values are independent of each other.
+        let rounding = 2.0 * f64::from(f32::EPSILON) * squares.sqrt();
+        Ok((difference / width, rounding / width.abs()))
     }
 
     fn gradient(&self, x: &[f32]) -> Result<Vec<f32>, String> {
@@ -163,24 +179,13 @@ fn slope(graph: &Graph) -> Result<Found, String> {
     let gradient = sum.gradient(&x)?;
     let largest = |v: &[f32]| v.iter().filter(|v| v.is_finite()).fold(0.0f32, |m, v| m.max(v.abs()));
     let (reach, steepest) = (largest(&x).max(1.0), f64::from(largest(&gradient)));
-    // Rounding of the sum, which a quotient divides by its step.
-    let noise = sum.at(&x)?.abs().max(sum.dy.len() as f64) * f64::from(f32::EPSILON);
 
     let mut found = Found { status: "slope", ..Found::default() };
     let mut worst = 0.0;
     let stride = x.len().div_ceil(PROBES).max(1);
     for i in (0..x.len()).step_by(stride) {
-        let mut moved = x.to_vec();
-        let mut quotients = Vec::new();
-        for step in STEPS {
-            let (up, down) = (x[i] + step * reach, x[i] - step * reach);
-            moved[i] = up;
-            let above = sum.at(&moved)?;
-            moved[i] = down;
-            let below = sum.at(&moved)?;
-            let width = f64::from(up) - f64::from(down);
-            quotients.push(((above - below) / width, noise / width));
-        }
+        let quotients = STEPS.iter().map(|s| sum.quotient(&x, i, x[i] - s * reach, x[i] + s * reach));
+        let quotients = quotients.collect::<Result<Vec<_>, _>>()?;
         // Two neighbouring steps that agree: the cube of the smaller one is a sixteenth of their difference.
         let settled = quotients.windows(2).filter(|w| w[1].0.is_finite() && w[0].0.is_finite());
         let best = settled.map(|w| (w[1].0, (w[0].0 - w[1].0).abs() + w[1].1)).min_by(|a, b| a.1.total_cmp(&b.1));
@@ -192,7 +197,7 @@ fn slope(graph: &Graph) -> Result<Found, String> {
         found.checked += 1;
         let error = (f64::from(gradient[i]) - quotient).abs();
         // NaN is an error too.
-        if (error.is_nan() || error > SLOPE * scale + open) && !is_kink(&sum, &x, i, f64::from(gradient[i]), noise)? {
+        if (error.is_nan() || error > SLOPE * scale + open) && !is_kink(&sum, &x, i, f64::from(gradient[i]))? {
             found.status = "wrong slope";
             if error.is_nan() || error / scale > worst {
                 worst = error / scale;
@@ -204,16 +209,9 @@ fn slope(graph: &Graph) -> Result<Found, String> {
 }
 
 /// Whether the slopes of the two sides differ at a value, and the gradient is that of one of them or lies between.
-fn is_kink(sum: &Sum, x: &[f32], i: usize, gradient: f64, noise: f64) -> Result<bool, String> {
-    let mut moved = x.to_vec();
-    let here = sum.at(x)?;
+fn is_kink(sum: &Sum, x: &[f32], i: usize, gradient: f64) -> Result<bool, String> {
     let step = STEPS[2] * x[i].abs().max(1.0);
-    let mut side = |by: f32| {
-        moved[i] = x[i] + by;
-        let width = f64::from(moved[i]) - f64::from(x[i]);
-        sum.at(&moved).map(|there| ((there - here) / width, noise / width.abs()))
-    };
-    let ((above, open), (below, _)) = (side(step)?, side(-step)?);
+    let ((above, open), (below, _)) = (sum.quotient(x, i, x[i], x[i] + step)?, sum.quotient(x, i, x[i] - step, x[i])?);
     let slack = SLOPE * above.abs().max(below.abs()) + open;
     let between = above.min(below) - slack..=above.max(below) + slack;
     Ok((above - below).abs() > 4.0 * slack && between.contains(&gradient))

@@ -50,8 +50,9 @@ impl<'a> Converter<'a> {
         Self { facts, opset, proto, graph, names, constants, rescaled }
     }
 
-    pub(super) fn finish(mut self) -> Graph {
-        self.drop_integers();
+    /// The graph; `outputs` are the names asked for.
+    pub(super) fn finish(mut self, outputs: &[String]) -> Graph {
+        self.drop_integers(outputs);
         self.graph
     }
 
@@ -347,6 +348,9 @@ impl<'a> Converter<'a> {
                 _ => return Ok(false),
             },
             "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
+            "Dropout" if input(2).is_some_and(|t| self.scalar(Some(t)) != Some(0.0)) && self.scalar(input(1)) != Some(0.0) => {
+                return Err(self.error(node, "it drops values at random; export the model in evaluation mode"));
+            }
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
             "Cast" | "CastLike" => {
                 // Whole numbers and truth values are held as f32 already.

@@ -1,5 +1,6 @@
 //! What we do not lower runs through tract's own operator: a model of one node.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tract_onnx::pb::{
@@ -113,6 +114,8 @@ impl Foreign for TractNode {
             let values = outputs.iter().map(|t| to_f32(t).map(|v| v.to_vec()));
             values.collect::<Option<Vec<_>>>().ok_or_else(|| TractError::msg("an output is not numeric"))
         };
-        run().map_err(|e| format!("{}: {}", self.op_type, brief(&e)))
+        // tract panics on some values, as an index out of range.
+        let result = catch_unwind(AssertUnwindSafe(run)).map_err(|_| "it stopped on these values".to_owned());
+        result.and_then(|r| r.map_err(|e| brief(&e))).map_err(|e| format!("{}: {e}", self.op_type))
     }
 }

@@ -64,8 +64,8 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     check_order(file)?;
     check_filled(file)?;
     super::types::widen(&mut proto, folder)?;
-    for op in quantised::OPERATORS {
-        onnx.op_register.0.remove(op);
+    for op in quantised::OPERATORS.iter().chain(&infer::OWN) {
+        onnx.op_register.0.remove(*op);
     }
 
     let folder = folder.map(|f| if f.as_os_str().is_empty() { Path::new(".") } else { f }).and_then(Path::to_str);
@@ -77,12 +77,12 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
 
     let mut converter = Converter::new(&facts, opset, &proto);
     converter.run(file, &input)?;
-    let mut graph = converter.finish();
     let names: Vec<String> = if options.outputs.is_empty() {
         file.output.iter().map(|o| o.name.clone()).collect()
     } else {
         options.outputs.clone()
     };
+    let mut graph = converter.finish(&names);
     for name in names {
         let found = || file.output.iter().map(|o| o.name.clone()).collect();
         let missing = || OnnxError::NoSuchTensor { what: "output", name: name.clone(), found: found() };

@@ -633,8 +633,8 @@ impl Converter<'_> {
     }
 
     /// Lets go of the integers whose real values a layer has: no node reads them any more.
-    pub(super) fn drop_integers(&mut self) {
-        let mut read = vec![false; self.graph.values.len()];
+    pub(super) fn drop_integers(&mut self, outputs: &[String]) {
+        let mut read: Vec<bool> = self.graph.values.iter().map(|v| outputs.contains(&v.name)).collect();
         self.graph.nodes.iter().flat_map(|n| &n.inputs).for_each(|i| read[*i] = true);
         for (value, read) in self.graph.values.iter_mut().zip(read) {
             if value.element == Element::Integer && !read {

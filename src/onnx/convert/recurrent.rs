@@ -16,7 +16,7 @@ const INITIAL_C: usize = 6;
 const PEEPHOLES: usize = 7;
 
 impl Converter<'_> {
-    /// False for another operator, and for weights that are computed: those run through tract.
+    /// False for another operator.
     pub(super) fn lower_recurrent(
         &mut self,
         node: &NodeProto,
@@ -83,12 +83,7 @@ impl Converter<'_> {
         let recurrence = Recurrence { cell, hidden, reverse, functions, clip };
         let weights = [Some(w), Some(r), input(BIAS), input(PEEPHOLES)];
         if weights.iter().flatten().any(|v| !self.graph.is_constant(*v)) {
-            let plain = recurrence.clip.is_none() && cell != Cell::Lstm { input_forget: true };
-            if plain && recurrence.functions.iter().all(|f| *f == default_functions(cell)) {
-                return Ok(false);
-            }
-            let what = "with weights that the model computes, `activations`, `clip` and `input_forget` are not \
-                        supported; export the model with constant weights";
+            let what = "weights that the model computes are not supported; export the model with constant weights";
             return Err(self.error(node, what));
         }
 
