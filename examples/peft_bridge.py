@@ -233,7 +233,7 @@ def train(module, found, x, y, out, rank=8, head=False, steps=20, rate=1e-3, see
     model = attach(module, found, rank, 2 * rank, head)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
     for _ in range(steps):
-        loss = nn.functional.cross_entropy(model(x), y)
+        loss = nn.functional.cross_entropy(model(x).flatten(1), y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
-use crate::graph::{
-    Chain, ChainError, Choice, Ending, Frames, Graph, Head, HeadError, Link, Site, Stage, ValueId, choose,
-};
+#[cfg(feature = "onnx")]
+use crate::graph::{Chain, Frames, Link};
+use crate::graph::{ChainError, Choice, Ending, Graph, Head, HeadError, Site, Stage, ValueId, choose};
 use crate::lora::merge::{MergeError, Merged};
 use crate::lora::{Adapter, AdapterError, AdapterSpec, StageBase};
 use crate::manifest::{Manifest, ManifestError};
@@ -35,7 +35,7 @@ pub enum ModelError {
     Manifest(#[from] ManifestError),
     /// Stages that do not fit together.
     #[error(transparent)]
-    Chain(#[from] ChainError),
+    Chain(Box<ChainError>),
     /// A file of a chain that cannot be read with what it is fed.
     #[error("{source} (stage {index}, fed {fed:?})")]
     Stage {
@@ -55,6 +55,12 @@ pub enum ModelError {
         /// Its stages.
         stages: usize,
     },
+    /// A chain whose head an adapter changed.
+    #[error(
+        "the adapter has labels of its own, which cannot be merged into the files of a chain; \
+         use it as it is, with --adapter"
+    )]
+    ChainHead,
     /// The front end.
     #[error(transparent)]
     Feature(#[from] FeatureError),
@@ -116,6 +122,12 @@ pub enum ModelError {
     },
 }
 
+impl From<ChainError> for ModelError {
+    fn from(error: ChainError) -> Self {
+        Self::Chain(Box::new(error))
+    }
+}
+
 impl From<MergeError> for ModelError {
     fn from(error: MergeError) -> Self {
         Self::Merge(Box::new(error))
@@ -148,10 +160,10 @@ pub struct Model {
     sha256: Option<String>,
     path: PathBuf,
     manifest: Option<Manifest>,
+    chain: Option<Arc<Stages>>,
     head: Option<Head>,
     /// The model without its head.
     base: Option<Arc<Model>>,
-    chain: Option<Arc<Stages>>,
 }
 
 /// The parts of a model that is a chain.
@@ -303,9 +315,9 @@ impl Model {
             sha256: None,
             path: PathBuf::new(),
             manifest: None,
+            chain: None,
             head: None,
             base: None,
-            chain: None,
         })
     }
 
@@ -422,19 +434,13 @@ impl Model {
         adapter.base_sha256 = self.sha256.clone();
         adapter.base_name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().into();
         adapter.labels = self.labels.clone();
-        adapter.head = self.head.clone();
         adapter.stages = self.stage_bases(&chosen_sites(&adapter, &sites));
+        adapter.head = self.head.clone();
         Ok(adapter)
     }
 
-    /// The sites of an adapter in this model, after checking that it belongs to it; of a chain, file by file.
-    fn bind(&self, adapter: &Adapter) -> Result<Vec<Site>, AdapterError> {
-        self.check_stages(adapter)?;
-        adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())
-    }
-
-    /// Of a chain, which file is another says more than the sha256 of the whole.
-    fn check_stages(&self, adapter: &Adapter) -> Result<(), AdapterError> {
+    /// Whether the adapter belongs to this model; of a chain, file by file, as far as it names them.
+    fn check_base(&self, adapter: &Adapter) -> Result<(), AdapterError> {
         if let Some(chain) = &self.chain {
             for (expected, found) in adapter.stages.iter().zip(&chain.files) {
                 if !expected.sha256.eq_ignore_ascii_case(&found.sha256) {
@@ -444,7 +450,7 @@ impl Model {
                 }
             }
         }
-        Ok(())
+        adapter.check_base(self.sha256.as_deref())
     }
 
     /// The files of a chain with the keys of those of `sites` that are in each.
@@ -467,22 +473,25 @@ impl Model {
         Ok(Trainer::new(&model.graph, model.input, model.ending, adapter, sites, threads)?)
     }
 
+    fn bind(&self, adapter: &Adapter) -> Result<Vec<Site>, ModelError> {
+        self.check_base(adapter)?;
+        Ok(adapter.bind(&self.graph, &self.sites(), self.sha256.as_deref())?)
+    }
+
     /// Reads an adapter folder and checks that it belongs to this model.
     ///
     /// # Errors
     /// A damaged folder, an adapter of another base.
     pub fn read_adapter(&self, folder: &Path) -> Result<Adapter, ModelError> {
-        let mut adapter = match crate::lora::read(folder) {
+        let adapter = match crate::lora::read(folder) {
             // Trained in PyTorch: only the base says what its tensors are.
             Err(AdapterError::Plain { .. }) => {
-                crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?.0
+                let (adapter, sites) = crate::lora::load(folder, &self.graph, &self.sites(), self.sha256.as_deref())?;
+                return Ok(Adapter { stages: self.stage_bases(&sites), ..adapter });
             }
             read => read?,
         };
-        let sites = self.for_adapter(&adapter)?.bind(&adapter)?;
-        if adapter.stages.is_empty() {
-            adapter.stages = self.stage_bases(&sites);
-        }
+        self.for_adapter(&adapter)?.bind(&adapter)?;
         Ok(adapter)
     }
 
@@ -523,6 +532,9 @@ impl Model {
     /// # Errors
     /// As [`Model::merge`].
     pub fn merge_stages(&self, adapter: &Adapter) -> Result<(Vec<MergedStage>, Manifest), ModelError> {
+        if adapter.head.is_some() {
+            return Err(ModelError::ChainHead);
+        }
         let bound = self.bind(adapter)?;
         let mut manifest = self.manifest.clone().unwrap_or_default();
         let mut merged = Vec::new();

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use onnx_file::{Dim, Net, dense, graph, int, ints};
+use onnx_file::{Dim, Net, dense, graph, int, ints, text};
 use scene::{Scene, arguments, clips_into, copy_folder, kws, npy, says};
 
 /// `net.onnx` with three classes and `data/{0,1,2}` for it.
@@ -143,6 +143,28 @@ fn external_data_inside_a_subgraph_is_not_read_either() {
     let net = Net::new().input("x", &[1, 4]).node("If", &["x"], "y", &attributes).output("y");
     scene.write("net.onnx", net.file());
     scene.fails(1, "inspect net.onnx", &["net.onnx"]);
+}
+
+/// What ran through tract with wrong values, as the standard's node tests found.
+#[test]
+fn what_would_compute_wrong_values_is_refused() {
+    let scene = Scene::new();
+    let computed = |direction: &str| {
+        let attributes = [int("hidden_size", 3), text("direction", direction)];
+        let net = Net::new().input("x", &[1, 5, 2]).weight("w0", &[1, 3, 2]).weight("r", &[1, 3, 3]);
+        let net = net.node("ReduceMax", &["x"], "m", &[int("keepdims", 0)]).node("Mul", &["w0", "m"], "w", &[]);
+        net.node("RNN", &["x", "w", "r"], "y", &attributes).output("y").file()
+    };
+    scene.write("net.onnx", computed("forward"));
+    let output = scene.run("inspect net.onnx");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    scene.write("net.onnx", computed("reverse"));
+    scene.fails(1, "inspect net.onnx", &["RNN", "constant weights"]);
+
+    let net = Net::new().input("x", &[1, 4]).weight_of("ratio", &[], &[0.5]).weight_of("mode", &[], &[1.0]);
+    let net = net.node("Cast", &["mode"], "training", &[int("to", 9)]);
+    scene.write("net.onnx", net.node("Dropout", &["x", "ratio", "training"], "y", &[]).output("y").file());
+    scene.fails(1, "inspect net.onnx", &["Dropout", "evaluation mode"]);
 }
 
 #[test]

@@ -350,7 +350,7 @@ fn stages_that_do_not_fit_say_what_they_need() {
         (
             "window = 5\nhop = 2",
             "",
-            &["stage 2 (`embedding.onnx`)", "[1, 5, 3]", "`front`", "[1, 1, 19, 3]", "`window = 5`"][..],
+            &["stage 2 (`embedding.onnx`)", "[1, 5, 3]", "stage 1 gives [1, 1, 19, 3]", "`window = 5`"][..],
         ),
         ("window = 5", "window = 6", &["stage 2", "[1, 5, 3]", "`window = 5`"]),
         ("window = 5", "window = 50", &["stage 2", "50 frames", "window_samples"]),

@@ -77,3 +77,28 @@ fn dscnn_finds_ten_of_ten_recordings() {
     let found = scene.json("eval --model dscnn-kws --data examples.csv");
     assert_eq!((found["correct"].as_u64(), found["samples"].as_u64()), (Some(10), Some(10)));
 }
+
+#[test]
+fn kwt1_with_its_own_front_end_finds_the_ten_example_words() {
+    let Some(shared) = folder() else { return };
+    let words = shared.join("data/speech_commands_examples");
+    let files = ["kwt1_frontend.onnx", "kwt1_features.onnx"];
+    if !words.is_dir() || files.iter().any(|f| !shared.join("models").join(f).is_file()) {
+        println!("skipped: no kwt1 or no example words in the shared folder");
+        return;
+    }
+    let scene = Scene::new();
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kwt1/model.toml");
+    scene.write("kwt1/model.toml", fs::read(manifest).unwrap());
+    for file in files {
+        fs::copy(shared.join("models").join(file), scene.path("kwt1").join(file)).unwrap();
+    }
+    let mut table = String::from("path,label\n");
+    for word in ["down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes"] {
+        table += &format!("{},{word}\n", words.join(format!("{word}.wav")).canonicalize().unwrap().display());
+    }
+    scene.write("words.csv", table);
+    let found = scene.json("eval --model kwt1 --data words.csv");
+    assert_eq!((found["correct"].as_u64(), found["samples"].as_u64()), (Some(10), Some(10)));
+    assert!(scene.json("inspect kwt1")["training"].is_object(), "it can be trained");
+}

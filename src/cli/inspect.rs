@@ -183,13 +183,6 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
         chosen: chosen.iter().any(|c| c.key == s.key),
         blocked_by: blocked.iter().find(|(_, before)| before.contains(&s.node)).map(|(id, _)| name(*id)),
     };
-    let no_gradient = blocked.iter().map(|(id, before)| NoGradient {
-        node: name(*id),
-        op: graph.nodes[*id].op_type.clone(),
-        why: format!("{} runs through tract's operator, which has none", graph.nodes[*id].op_type),
-        blocks: sites.iter().filter(|s| before.contains(&s.node)).map(|s| name(s.node)).collect(),
-        behind: graph.nodes[*id].outputs.iter().flat_map(|o| graph.consumers(*o)).map(name).collect(),
-    });
     let shape = |of: &crate::graph::Graph, id: Option<&ValueId>| id.map(|id| of.values[*id].shape.clone());
     let stage = |s: &crate::graph::Stage| StageInfo {
         name: s.name.clone(),
@@ -197,6 +190,13 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
         gives: shape(&s.graph, s.graph.outputs.first()).unwrap_or_default(),
         windows: s.windows,
     };
+    let no_gradient = blocked.iter().map(|(id, before)| NoGradient {
+        node: name(*id),
+        op: graph.nodes[*id].op_type.clone(),
+        why: format!("{} runs through tract's operator, which has none", graph.nodes[*id].op_type),
+        blocks: sites.iter().filter(|s| before.contains(&s.node)).map(|s| name(s.node)).collect(),
+        behind: graph.nodes[*id].outputs.iter().flat_map(|o| graph.consumers(*o)).map(name).collect(),
+    });
     Ok(Inspection {
         stages: model.stages().iter().map(stage).collect(),
         inputs: graph.inputs.iter().map(|id| tensor(graph, *id)).collect(),

@@ -16,7 +16,7 @@ use crate::{FrontEnd, Manifest, Model};
     after_help = "Example:\n  accentor merge --model models/kws-commands --adapter my-accent --out merged.onnx\n\n\
     Every byte but the payload of the adapted weights is copied. The frozen file stays: to unmerge, use it.\n\n\
     Where the adapter has new labels the last layer gets their rows (or the model a new output), and MERGED.toml beside\n\
-    MERGED.onnx names them: give that to the other verbs as the model.\n\
+    MERGED.onnx names them: give that to the other verbs as the model.\n\n\
     Of a model.toml with several [[stage]], --out names a folder: every stage's file and a model.toml go there."
 )]
 pub(super) struct Args {
@@ -74,29 +74,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     outcome.notes.iter().try_for_each(|note| report::line(&format!("  {note}")))
 }
 
-/// A manifest with the labels of `model` beside the merged file.
-fn write_manifest(model: &Model, onnx: &Path) -> anyhow::Result<String> {
-    let graph = model.graph();
-    let input = &graph.values[model.input()];
-    let said = model.manifest().cloned().unwrap_or_default();
-    let here = |path: Option<PathBuf>| path.map(|p| std::fs::canonicalize(&p).unwrap_or(p));
-    let manifest = Manifest {
-        onnx: onnx.file_name().map(PathBuf::from).unwrap_or_default(),
-        sha256: Some(sha256_hex(onnx).with_context(|| onnx.display().to_string())?),
-        fetch: None,
-        input: Some(input.name.clone()),
-        output: Some(graph.values[model.output()].name.clone()),
-        labels: model.labels().to_vec(),
-        guard: here(said.guard.clone()),
-        replay: here(said.replay.clone()),
-        front_end: said.front_end.clone().or_else(|| Some(FrontEnd::default_for(&input.shape))),
-        ..said
-    };
-    let path = onnx.with_extension("toml");
-    crate::store::write_file(&path, manifest.to_commented_toml(None).as_bytes())?;
-    Ok(path.display().to_string())
-}
-
 /// A folder with the file of every stage and a manifest.
 fn merge_stages(model: &Model, args: &Args) -> anyhow::Result<()> {
     if args.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
@@ -120,10 +97,33 @@ fn merge_stages(model: &Model, args: &Args) -> anyhow::Result<()> {
     }
     crate::store::write_folder(&args.out, &files)?;
     let out = args.out.display().to_string();
-    let outcome = Outcome { out, bytes, sites: adapter.sites.len(), notes, manifest: Some(FILE_NAME.into()) };
+    let outcome = Outcome { out, bytes, sites: adapter.sites.len(), notes, manifest: None };
     if args.json {
         return report::json(&outcome);
     }
     report::line(&format!("{}: {} files and {FILE_NAME}", outcome.out, stages.len()))?;
     lines.iter().chain(&outcome.notes).try_for_each(|line| report::line(&format!("  {line}")))
+}
+
+/// A manifest with the labels of `model` beside the merged file.
+fn write_manifest(model: &Model, onnx: &Path) -> anyhow::Result<String> {
+    let graph = model.graph();
+    let input = &graph.values[model.input()];
+    let said = model.manifest().cloned().unwrap_or_default();
+    let here = |path: Option<PathBuf>| path.map(|p| std::fs::canonicalize(&p).unwrap_or(p));
+    let manifest = Manifest {
+        onnx: onnx.file_name().map(PathBuf::from).unwrap_or_default(),
+        sha256: Some(sha256_hex(onnx).with_context(|| onnx.display().to_string())?),
+        fetch: None,
+        input: Some(input.name.clone()),
+        output: Some(graph.values[model.output()].name.clone()),
+        labels: model.labels().to_vec(),
+        guard: here(said.guard.clone()),
+        replay: here(said.replay.clone()),
+        front_end: said.front_end.clone().or_else(|| Some(FrontEnd::default_for(&input.shape))),
+        ..said
+    };
+    let path = onnx.with_extension("toml");
+    crate::store::write_file(&path, manifest.to_commented_toml(None).as_bytes())?;
+    Ok(path.display().to_string())
 }

@@ -211,6 +211,7 @@ impl FrontEnd {
     }
 
     /// What one sample becomes, where that does not depend on the model's input.
+    #[cfg(feature = "onnx")]
     pub(crate) fn fixed_shape(&self) -> Option<Vec<usize>> {
         let fixed = matches!(self, Self::Mfcc(_) | Self::LogMel(_) | Self::Waveform(_)) && self.check().is_ok();
         fixed.then(|| self.yields(&[]))

@@ -47,7 +47,7 @@ impl Default for Link {
 #[non_exhaustive]
 pub enum ChainError {
     /// Shapes.
-    #[error("stage {index} (`{name}`) takes {takes:?}, {before} gives {given:?}; {cure}")]
+    #[error("stage {index} (`{name}`) takes {takes:?}, {} gives {given:?}; {cure}", before(*index))]
     Shape {
         /// Its place, from 1.
         index: usize,
@@ -55,9 +55,7 @@ pub enum ChainError {
         name: String,
         /// What it takes.
         takes: Vec<usize>,
-        /// What comes before it.
-        before: String,
-        /// What that gives.
+        /// What comes before it gives.
         given: Vec<usize>,
         /// What would do.
         cure: String,
@@ -85,6 +83,11 @@ pub enum ChainError {
         /// How many.
         windows: usize,
     },
+}
+
+/// What comes before a stage.
+fn before(index: usize) -> String {
+    if index > 1 { format!("stage {}", index - 1) } else { "the front end".to_owned() }
 }
 
 /// Copies of a stage that a graph may hold.
@@ -277,13 +280,9 @@ impl Chain {
         stem: &str,
     ) -> Result<Vec<ValueId>, ChainError> {
         let given = self.shape(fed);
-        let before = match self.stages.last() {
-            Some(stage) => format!("stage {} (`{}`)", index - 1, stage.name),
-            None => "the front end".to_owned(),
-        };
         let wrong = |cure: String| {
             let (name, takes, given) = (name.to_owned(), takes.to_vec(), given.clone());
-            ChainError::Shape { index, name, takes, before: before.clone(), given, cure }
+            ChainError::Shape { index, name, takes, given, cure }
         };
         let Some(Frames { window, hop }) = frames else {
             let fits = fit(&given, takes).ok_or_else(|| wrong(cure(&given, takes)))?;
@@ -433,6 +432,7 @@ fn squeezed(shape: &[usize]) -> Vec<usize> {
 
 /// The dimensions that a file leaves open, from the shape that its input is `fed`: the batch is 1, one other is what the
 /// number of values says, several are taken in order. `None` where that is not clear.
+#[cfg(feature = "onnx")]
 pub(crate) fn fill(dims: &[Option<usize>], fed: &[usize]) -> Option<Vec<usize>> {
     let mut dims = dims.to_vec();
     if let [batch @ None, _, ..] = dims.as_mut_slice() {

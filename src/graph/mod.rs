@@ -15,6 +15,7 @@ mod sites;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+#[cfg(feature = "onnx")]
 pub(crate) use chain::fill;
 pub use chain::{Chain, ChainError, Frames, Link, Stage};
 pub use ending::{Ending, EndingKind};

@@ -71,8 +71,7 @@ impl Model {
     /// # Errors
     /// An adapter of another base; a head that this model cannot have.
     pub fn for_adapter(&self, adapter: &Adapter) -> Result<Cow<'_, Self>, ModelError> {
-        self.check_stages(adapter)?;
-        adapter.check_base(self.sha256.as_deref())?;
+        self.check_base(adapter)?;
         match &adapter.head {
             head if *head == self.head && (head.is_none() || adapter.labels == self.labels) => Ok(Cow::Borrowed(self)),
             None => Ok(Cow::Borrowed(self.frozen())),

@@ -348,8 +348,8 @@ impl<'a> Converter<'a> {
                 _ => return Ok(false),
             },
             "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
-            "Dropout" if input(2).is_some_and(|t| self.scalar(Some(t)) != Some(0.0)) && self.scalar(input(1)) != Some(0.0) => {
-                return Err(self.error(node, "it drops values at random; export the model in evaluation mode"));
+            "Dropout" if self.drops(inputs) => {
+                return Err(self.error(node, "it drops values as in training; export the model in evaluation mode"));
             }
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
             "Cast" | "CastLike" => {
@@ -429,6 +429,12 @@ impl<'a> Converter<'a> {
         };
         self.push(node, name, op, takes, y);
         Ok(true)
+    }
+
+    /// Whether a Dropout is in training mode, or may be, with a ratio that is not 0.
+    fn drops(&self, inputs: &[Option<ValueId>]) -> bool {
+        let is_zero = |i: usize| inputs.get(i).copied().flatten().map(|id| self.scalar(Some(id)) == Some(0.0));
+        is_zero(2) == Some(false) && is_zero(1) != Some(true)
     }
 
     /// A value between two nodes that one ONNX node becomes.

@@ -114,8 +114,9 @@ impl Foreign for TractNode {
             let values = outputs.iter().map(|t| to_f32(t).map(|v| v.to_vec()));
             values.collect::<Option<Vec<_>>>().ok_or_else(|| TractError::msg("an output is not numeric"))
         };
-        // tract panics on some values, as an index out of range.
-        let result = catch_unwind(AssertUnwindSafe(run)).map_err(|_| "it stopped on these values".to_owned());
-        result.and_then(|r| r.map_err(|e| brief(&e))).map_err(|e| format!("{}: {e}", self.op_type))
+        // tract panics on some values, such as an index out of range.
+        let result = catch_unwind(AssertUnwindSafe(run));
+        let stopped = |_| TractError::msg("tract's operator stopped; a value may be out of its range");
+        result.unwrap_or_else(|panic| Err(stopped(panic))).map_err(|e| format!("{}: {}", self.op_type, brief(&e)))
     }
 }

@@ -18,6 +18,7 @@ pub use loss::{CustomLoss, Loss};
 pub use optimiser::{Optimiser, OptimiserKind};
 pub use rate::{RateTrial, sweep};
 pub use schedule::Schedule;
+#[cfg(feature = "cli")]
 pub(crate) use trainer::PARTS;
 pub use trainer::{Clip, Trainer};
 

@@ -286,7 +286,7 @@ def page(checks, results):
         "# The ONNX standard's node tests",
         "",
         f"Made by `python tests/conformance/run.py` from onnx {onnx.__version__}: `onnx.backend.test.case.node.collect_testcases(None)`,",
-        "each with the tolerance it comes with (of the value 1e-3, and 1e-7). A test holds this file against the table of operators.",
+        "each with the tolerance it comes with (of the value 1e-3, and 1e-7).",
         "",
         "- **own**, **tract**, **folded**: cases that pass, in the plan, through tract's operator, or constant for a stored",
         "  input. A case passes if it does with at least one of its inputs fed and the others stored, and no input gives wrong",

@@ -77,12 +77,12 @@ class Base:
         session = onnxruntime.InferenceSession(path)
         name = session.get_inputs()[0].name
         if self.input.shape[0] == 1:
-            return np.concatenate([session.run(None, {name: x[None]})[0] for x in self.x])
-        return session.run(None, {name: self.x})[0]
+            return np.concatenate([session.run(None, {name: x[None]})[0] for x in self.x]).reshape(CLIPS, -1)
+        return session.run(None, {name: self.x})[0].reshape(CLIPS, -1)
 
     def torch(self, module):
         with torch.no_grad():
-            return module(torch.from_numpy(self.x)).numpy()
+            return module(torch.from_numpy(self.x)).flatten(1).numpy()
 
 
 def compare(what, base, got, expected):

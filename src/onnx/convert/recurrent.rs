@@ -16,7 +16,7 @@ const INITIAL_C: usize = 6;
 const PEEPHOLES: usize = 7;
 
 impl Converter<'_> {
-    /// False for another operator.
+    /// False for another operator, and for weights that are computed: those run through tract.
     pub(super) fn lower_recurrent(
         &mut self,
         node: &NodeProto,
@@ -83,7 +83,16 @@ impl Converter<'_> {
         let recurrence = Recurrence { cell, hidden, reverse, functions, clip };
         let weights = [Some(w), Some(r), input(BIAS), input(PEEPHOLES)];
         if weights.iter().flatten().any(|v| !self.graph.is_constant(*v)) {
-            let what = "weights that the model computes are not supported; export the model with constant weights";
+            // tract gives wrong values for the other directions, and passes the rest over.
+            let plain = recurrence.clip.is_none()
+                && cell != Cell::Lstm { input_forget: true }
+                && recurrence.reverse == [false]
+                && input(LENGTHS).is_none();
+            if plain && recurrence.functions.iter().all(|f| *f == default_functions(cell)) {
+                return Ok(false);
+            }
+            let what = "with weights that the model computes, only one direction forward with the default activations is \
+                        supported; export the model with constant weights";
             return Err(self.error(node, what));
         }
 

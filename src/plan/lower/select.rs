@@ -67,7 +67,7 @@ impl Lowering<'_> {
     /// An adapted embedding; false for another node.
     pub(super) fn embedding(&mut self, id: NodeId, node: &Node) -> Result<bool, PlanError> {
         let Op::Gather(Indexing::Axis(_)) = &node.op else { return Ok(false) };
-        let Some(site) = self.adapted.iter().position(|(s, _)| s.node == id) else { return Ok(false) };
+        let Some(site) = self.adapted_as(id) else { return Ok(false) };
         let (indices, y) = (node.inputs[1], node.outputs[0]);
         let (bound, adaptation) = &self.adapted[site];
         let weight = self.constant(node.inputs[0]).unwrap_or_default().to_vec();
