@@ -133,7 +133,7 @@ impl<'a> Converter<'a> {
         let standard = node.domain.is_empty() || node.domain == "ai.onnx";
         let float = outputs.first().is_some_and(|o| self.graph.values[*o].element.is_float());
         let lowered = match node.domain.as_str() {
-            _ if !float => false,
+            _ if !float && !self.is_exact(node, &inputs) => false,
             _ if standard => self.lower(node, &name, &inputs, &outputs)?,
             "com.microsoft" => self.lower_contrib(node, &name, &inputs, &outputs)?,
             _ => false,
@@ -202,6 +202,9 @@ impl<'a> Converter<'a> {
                 activations.push((text.clone(), shape, dt));
                 ids.push(*id);
             }
+        }
+        if node.op_type == "BitShift" && !self.shifts_inside(inputs.get(1).copied().flatten()) {
+            return Err(self.error(node, "it must shift by a constant from 0 to 7 bits; export the model without it"));
         }
         if let Some(error) = node.output.iter().find(|o| !o.is_empty()).and_then(|o| self.untold(node, o)) {
             return Err(error);
@@ -429,6 +432,21 @@ impl<'a> Converter<'a> {
         };
         self.push(node, name, op, takes, y);
         Ok(true)
+    }
+
+    /// Whether every shift is one that each integer has: tract takes the others modulo the width.
+    fn shifts_inside(&self, shift: Option<ValueId>) -> bool {
+        self.ints(shift).is_some_and(|shifts| shifts.iter().all(|s| (0..8).contains(s)))
+    }
+
+    /// Whether a node on whole numbers or truth values that tract does not take is computed here just as well.
+    fn is_exact(&self, node: &NodeProto, inputs: &[Option<ValueId>]) -> bool {
+        let Some(x) = inputs.first().copied().flatten().map(|x| &self.graph.values[x]) else { return false };
+        match node.op_type.as_str() {
+            "Pad" => x.element == Element::Integer,
+            "ReduceMax" | "ReduceMin" => x.element == Element::Bool && !x.is_empty(),
+            _ => false,
+        }
     }
 
     /// Whether a Dropout is in training mode, or may be, with a ratio that is not 0.

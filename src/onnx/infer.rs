@@ -18,9 +18,9 @@ use super::attributes::{Attributes, axis};
 use super::load::{Facts, brief, is_possible, to_f32, to_i64};
 use super::{OnnxError, quantised};
 
-/// Operators that tract must not fold or run, for it reads them otherwise than ONNX says: Celu of 16 bits and Swish
-/// without alpha, SpaceToDepth without its mode, recurrent layers in the other direction. All of them are lowered here.
-pub(super) const OWN: [&str; 6] = ["Celu", "GRU", "LSTM", "RNN", "SpaceToDepth", "Swish"];
+/// Operators that tract must not fold, for it reads them otherwise than ONNX says: Celu of 16 bits and Swish without
+/// alpha, SpaceToDepth without its mode, recurrent layers in the other direction, shifts by more than the width.
+pub(super) const OWN: [&str; 7] = ["BitShift", "Celu", "GRU", "LSTM", "RNN", "SpaceToDepth", "Swish"];
 
 /// Shape and element type.
 type Fact = (Vec<usize>, DatumType);

@@ -5,7 +5,7 @@ use super::{Family, Operator};
 pub(super) const FAMILY: Family = Family {
     title: "Movement",
     rows: &[
-        Operator::of("Identity", 7),
+        Operator::of("Identity", 7).note("tensors"),
         Operator::of("Reshape", 7),
         Operator::of("Flatten", 7),
         Operator::of("Squeeze", 7),
@@ -21,8 +21,9 @@ pub(super) const FAMILY: Family = Family {
         Operator::of("SpaceToDepth", 7),
         Operator::of("CenterCropPad", 18),
         Operator::of("Trilu", 14).note("constant k"),
-        Operator::of("Dropout", 7).note("as in inference: nothing"),
-        Operator::of("Cast", 7).note("between floats; values are f32 throughout"),
+        Operator::of("Dropout", 7).note("as in inference: nothing; in training mode the file is refused"),
+        Operator::of("Cast", 7)
+            .note("not to 4 bits, nor between floats of 8 bits and fewer; values are f32 throughout"),
         Operator::of("CastLike", 15).note("as Cast"),
     ],
 };

@@ -7,10 +7,12 @@ const PAIR: &str = "low-rank pair in f32 beside the integers";
 pub(super) const FAMILY: Family = Family {
     title: "Quantised layers",
     rows: &[
-        Operator::of("QuantizeLinear", 10).gradient(Gradient::StraightThrough).note("per tensor and per channel"),
+        Operator::of("QuantizeLinear", 10)
+            .gradient(Gradient::StraightThrough)
+            .note("per tensor and per channel, to 8 bits and more"),
         Operator::of("DequantizeLinear", 10)
             .gradient(Gradient::StraightThrough)
-            .note("of a weight: its layer takes adapters as any other"),
+            .note("integers; of a weight: its layer takes adapters as any other"),
         Operator::of("DynamicQuantizeLinear", 11).gradient(Gradient::StraightThrough),
         Operator::of("QLinearConv", 10).gradient(Gradient::StraightThrough).lora(PAIR),
         Operator::of("QLinearMatMul", 10).gradient(Gradient::StraightThrough).lora(PAIR),
