@@ -354,7 +354,25 @@ impl<'a> Converter<'a> {
             "Dropout" if self.drops(inputs) => {
                 return Err(self.error(node, "it drops values as in training; export the model in evaluation mode"));
             }
-            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
+            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => {
+                let asked = (node.op_type == "Reshape").then(|| self.ints(input(1))).flatten();
+                let given = self.shape(y);
+                let fits = |asked: &Vec<i64>| {
+                    let same = |(asked, given): (&i64, &usize)| *asked == *given as i64 || [-1, 0].contains(asked);
+                    let open = asked.iter().filter(|d| **d == -1).count();
+                    open <= 1 && asked.len() == given.len() && asked.iter().zip(&given).all(same)
+                };
+                if asked.as_ref().is_some_and(|asked| !fits(asked)) {
+                    return Err(
+                        self.error(node, format!("{x_shape:?} cannot have the shape {:?}", asked.unwrap_or_default()))
+                    );
+                }
+                if self.graph.values[x].len() != self.graph.values[y].len() {
+                    let what = format!("{x_shape:?} does not have as many values as {:?}", self.shape(y));
+                    return Err(self.error(node, what));
+                }
+                Op::Reshape
+            }
             "Cast" | "CastLike" => {
                 // Whole numbers and truth values are held as f32 already.
                 Op::Reshape

@@ -16,7 +16,7 @@ use tract_onnx::tract_hir::internal::Tensor;
 
 use super::attributes::{Attributes, axis};
 use super::load::{Facts, brief, is_possible, to_f32, to_i64};
-use super::{OnnxError, quantised};
+use super::{OnnxError, memory, quantised};
 
 /// Operators that tract must not fold, for it reads them otherwise than ONNX says: Celu of 16 bits and Swish without
 /// alpha, SpaceToDepth without its mode, recurrent layers in the other direction, shifts by more than the width.
@@ -43,9 +43,10 @@ pub(super) fn analyse(
     proto: &mut ModelProto,
     folder: Option<&str>,
     opset: i64,
+    limit: u64,
 ) -> Result<Analysis, OnnxError> {
     let aside = refused(onnx, proto, folder, opset);
-    let analysis = analyse_without(onnx, proto, folder, opset, &aside)?;
+    let analysis = analyse_without(onnx, proto, folder, (opset, limit), &aside)?;
     // tract folds a largest or smallest value of nothing but infinities, or of nothing at all, to a finite one.
     let folded = |name: &String| analysis.facts().of(name).and_then(|(_, _, value)| value);
     let nodes = proto.graph.iter().flat_map(|g| &g.node).enumerate();
@@ -55,7 +56,7 @@ pub(super) fn analyse(
     if wrong.is_empty() {
         return Ok(analysis);
     }
-    let mut analysis = analyse_without(onnx, proto, folder, opset, &[&aside[..], &wrong].concat())?;
+    let mut analysis = analyse_without(onnx, proto, folder, (opset, limit), &[&aside[..], &wrong].concat())?;
     let nodes = proto.graph.iter().flat_map(|g| &g.node).collect::<Vec<_>>();
     for (at, _) in wrong {
         nodes[at].output.iter().for_each(|output| drop(analysis.refused.remove(output)));
@@ -68,7 +69,7 @@ fn analyse_without(
     onnx: &Onnx,
     proto: &mut ModelProto,
     folder: Option<&str>,
-    opset: i64,
+    (opset, limit): (i64, u64),
     aside: &[(usize, String)],
 ) -> Result<Analysis, OnnxError> {
     // An operator under a name that tract does not know is taken as it is, with unknown outputs.
@@ -90,6 +91,7 @@ fn analyse_without(
     if let Some(name) = analysis.parsed.unresolved_inputs.first() {
         return Err(OnnxError::Malformed(format!("tensor `{name}` is read but nothing gives it")));
     }
+    memory::guard(&mut analysis.parsed.model, limit);
     let mut failed = analysis.parsed.model.analyse(true).err();
     let mut set = HashSet::new();
     loop {
