@@ -29,6 +29,9 @@ use crate::ops::unary::UnaryKind;
 
 pub(super) use resize::resized;
 
+/// The largest kernel, step or padding: no plane of a model has sides as long.
+const MAX_EXTENT: usize = 1 << 24;
+
 const CONTROL_FLOW: &str =
     "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow";
 
@@ -209,7 +212,8 @@ impl<'a> Converter<'a> {
         if let Some(error) = node.output.iter().find(|o| !o.is_empty()).and_then(|o| self.untold(node, o)) {
             return Err(error);
         }
-        let built = TractNode::new(node, self.proto, &activations, &constants);
+        let sizes = outputs.iter().map(|y| self.graph.values[*y].len()).collect();
+        let built = TractNode::new(node, self.proto, &activations, &constants, sizes);
         let op = built.map_err(|e| self.error(node, format!("this operator cannot run: {e}")))?;
         let op_type = node.op_type.clone();
         self.graph.nodes.push(Node { name, op_type, op: Op::Foreign(Arc::new(op)), inputs: ids, outputs });
@@ -256,14 +260,16 @@ impl<'a> Converter<'a> {
         let unary = |kind| Op::Unary(kind);
         let op = match node.op_type.as_str() {
             "Conv" => {
-                let weight = self.shape(present[1]);
+                let Some(weight) = input(1).map(|w| self.shape(w)) else {
+                    return Err(self.error(node, "it has no weight; export the model again"));
+                };
                 let constant = present[1..].iter().all(|i| self.graph.is_constant(*i));
                 if !(3..=4).contains(&rank) || weight.len() != rank || !constant {
                     return Ok(false);
                 }
                 let kernel: Vec<usize> = weight[2..].to_vec();
-                let groups = attributes.int("group").unwrap_or(1).max(1) as usize;
-                let fits = weight[0].is_multiple_of(groups) && weight[1] * groups == x_shape[1];
+                let groups = usize::try_from(attributes.int("group").unwrap_or(1)).unwrap_or(0).max(1);
+                let fits = weight[0].is_multiple_of(groups) && weight[1].checked_mul(groups) == Some(x_shape[1]);
                 if !fits {
                     return Err(self.error(
                         node,
@@ -328,8 +334,7 @@ impl<'a> Converter<'a> {
                 if outputs.len() > 1 || !(3..=4).contains(&rank) {
                     return Ok(false);
                 }
-                let kernel: Vec<usize> =
-                    attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(|k| *k as usize).collect();
+                let kernel: Vec<usize> = attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(extent).collect();
                 let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
                 match node.op_type.as_str() {
                     "MaxPool" => Op::MaxPool(window),
@@ -526,15 +531,14 @@ impl<'a> Converter<'a> {
         let n = x.len() - 2;
         let list = |name: &str, default: i64| -> Vec<usize> {
             let given = attributes.ints(name).filter(|l| !l.is_empty());
-            given.map_or(vec![default; n], <[i64]>::to_vec).iter().map(|v| *v as usize).collect()
+            given.map_or(vec![default; n], <[i64]>::to_vec).iter().map(extent).collect()
         };
         let (stride, dilation) = (list("strides", 1), list("dilations", 1));
-        let pads = attributes.ints("pads").filter(|p| !p.is_empty()).map_or(vec![0; 2 * n], <[i64]>::to_vec);
-        if kernel.len() != n
-            || stride.len() != n
-            || dilation.len() != n
-            || pads.len() != 2 * n
-            || pads.iter().any(|p| *p < 0)
+        let given = attributes.ints("pads").filter(|p| !p.is_empty());
+        let pads: Vec<usize> = given.map_or(vec![0; 2 * n], |pads| pads.iter().map(extent).collect());
+        let lists = [kernel, &stride, &dilation, &pads];
+        if [kernel.len(), stride.len(), dilation.len(), pads.len(), y.len()] != [n, n, n, 2 * n, n + 2]
+            || lists.into_iter().flatten().any(|v| *v > MAX_EXTENT)
         {
             return Err(self.error(
                 node,
@@ -546,8 +550,7 @@ impl<'a> Converter<'a> {
         if kernel.iter().chain(&stride).chain(&dilation).any(|v| *v == 0) {
             return Err(self.error(node, "kernel, strides and dilations must be at least 1"));
         }
-        let mut begin: Vec<usize> = pads[..n].iter().map(|p| *p as usize).collect();
-        let mut end: Vec<usize> = pads[n..].iter().map(|p| *p as usize).collect();
+        let (mut begin, mut end) = (pads[..n].to_vec(), pads[n..].to_vec());
         let auto = attributes.string("auto_pad").unwrap_or("NOTSET");
         for d in 0..n {
             let reach = (kernel[d] - 1) * dilation[d] + 1;
@@ -558,6 +561,12 @@ impl<'a> Converter<'a> {
                 "VALID" => (begin[d], end[d]) = (0, 0),
                 _ => {}
             }
+        }
+        let reach = |d: usize| (kernel[d] - 1) * dilation[d] + 1;
+        let over = (0..n).find(|d| node.op_type.contains("Conv") && reach(*d) > x[d + 2] + begin[*d] + end[*d]);
+        if let Some(d) = over {
+            let what = format!("its kernel reaches over {} values, more than {x:?} has; give a longer input", reach(d));
+            return Err(self.error(node, what));
         }
         let two = |v: &[usize], first: usize| if n == 1 { [first, v[0]] } else { [v[0], v[1]] };
         Ok(Window {
@@ -656,6 +665,11 @@ impl<'a> Converter<'a> {
         axes.iter().zip(&pads).for_each(|(a, p)| before[*a] = *p as isize);
         Ok(Some(Op::Pad(before, mode)))
     }
+}
+
+/// A size that an attribute states; what is negative is more than any.
+fn extent(value: &i64) -> usize {
+    usize::try_from(*value).unwrap_or(usize::MAX)
 }
 
 pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {

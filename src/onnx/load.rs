@@ -94,6 +94,11 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
         let missing = || OnnxError::NoSuchTensor { what: "output", name: name.clone(), found: found() };
         graph.outputs.push(graph.value_named(&name).ok_or_else(missing)?);
     }
+    let misfit = graph.nodes.iter().find_map(|n| Some((n, graph.misfit(n)?)));
+    if let Some((node, what)) = misfit {
+        return Err(OnnxError::Node { node: node.name.clone(), op: node.op_type.clone(), what });
+    }
+    memory::check_windows(&graph, limit)?;
     graph.recognise();
     Ok(graph)
 }

@@ -13,10 +13,11 @@ use tract_onnx::pb::GraphProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::optim::CONST_FOLD_MEM_BUDGET;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceNode, InferenceOp};
-use tract_onnx::tract_hir::internal::{EvalContext, EvalOp, Op, OutletId, StaticName, TypedOp};
+use tract_onnx::tract_hir::internal::{self, EvalContext, EvalOp, OutletId, StaticName, TypedOp};
 
 use super::OnnxError;
 use super::load::Facts;
+use crate::graph::{Graph, Op};
 
 /// More than a model for a device takes, for one sample.
 const DEFAULT_LIMIT: u64 = 4 << 30;
@@ -85,6 +86,35 @@ pub(super) fn check(file: &GraphProto, facts: &Facts, limit: u64) -> Result<(), 
     Ok(())
 }
 
+/// What convolutions and pools work on beside their values: a padded plane, and a number for each tap.
+pub(super) fn check_windows(graph: &Graph, limit: u64) -> Result<(), OnnxError> {
+    for node in &graph.nodes {
+        let (Op::Conv(window, _)
+        | Op::ConvTranspose(window, _)
+        | Op::MaxPool(window)
+        | Op::AveragePool(window, _)
+        | Op::LpPool(window, _)) = &node.op
+        else {
+            continue;
+        };
+        // A transposed convolution pads what it writes.
+        let planes = [node.inputs[0], node.outputs[0]].map(|v| graph.values[v].shape.as_slice());
+        let largest = |at: fn(&[usize]) -> usize| planes.map(at).into_iter().max().unwrap_or(0) as u64;
+        let side = |size: u64, d: usize| size + (window.pads_begin[d] + window.pads_end[d]) as u64;
+        let height = side(largest(|s| if s.len() == 4 { s[2] } else { 1 }), 0);
+        let width = side(largest(|s| s.last().copied().unwrap_or(0)), 1);
+        let channels = largest(|s| s.get(1).copied().unwrap_or(0));
+        let product = |all: &[u64]| all.iter().fold(1u64, |n, d| n.saturating_mul(*d));
+        let taps = product(&[window.kernel[0] as u64, window.kernel[1] as u64, size_of::<usize>() as u64]);
+        let bytes = product(&[height, width, channels, BYTES]).max(taps);
+        if bytes > limit {
+            let largest = format!("`{}` ({}) pads a plane to {height} x {width}", node.name, node.op_type);
+            return Err(OnnxError::Memory { bytes, limit, largest });
+        }
+    }
+    Ok(())
+}
+
 /// Puts a [`Guarded`] around every node of the model.
 pub(super) fn guard(model: &mut InferenceModel, limit: u64) {
     let budget = Arc::new(AtomicU64::new(limit));
@@ -115,7 +145,7 @@ impl PartialEq for Guarded {
 
 impl Eq for Guarded {}
 
-impl Op for Guarded {
+impl internal::Op for Guarded {
     fn name(&self) -> StaticName {
         self.op.name()
     }
@@ -169,11 +199,11 @@ impl InferenceOp for Guarded {
         self.op.nboutputs()
     }
 
-    fn as_op(&self) -> &dyn Op {
+    fn as_op(&self) -> &dyn internal::Op {
         self
     }
 
-    fn as_op_mut(&mut self) -> &mut dyn Op {
+    fn as_op_mut(&mut self) -> &mut dyn internal::Op {
         self
     }
 }

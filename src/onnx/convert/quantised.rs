@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::prelude::DatumType;
 
-use super::Converter;
+use super::{Converter, extent};
 use crate::graph::{Element, Op, Quantisation, Quantised, Spread, Value, ValueId};
 use crate::onnx::OnnxError;
 use crate::onnx::attributes::{Attributes, axis};
@@ -212,11 +212,12 @@ impl Converter<'_> {
         let op = match node.op_type.as_str() {
             "QLinearSigmoid" => Op::Unary(UnaryKind::Sigmoid),
             "QLinearLeakyRelu" => Op::Unary(UnaryKind::LeakyRelu { alpha: attributes.float("alpha").unwrap_or(0.01) }),
-            "QLinearGlobalAveragePool" if channels_last => Op::Reduce(ReduceKind::Mean, (1..rank - 1).collect()),
+            "QLinearGlobalAveragePool" if channels_last && rank > 0 => {
+                Op::Reduce(ReduceKind::Mean, (1..rank - 1).collect())
+            }
             "QLinearGlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
             "QLinearAveragePool" if !channels_last && (3..=4).contains(&rank) => {
-                let kernel: Vec<usize> =
-                    attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(|k| *k as usize).collect();
+                let kernel: Vec<usize> = attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(extent).collect();
                 let window = self.window(node, &kernel, &shape, &self.shape(y))?;
                 Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0)
             }
@@ -423,8 +424,8 @@ impl Converter<'_> {
         if !(3..=4).contains(&x_shape.len()) || weight.len() != x_shape.len() || !self.graph.is_constant(w) {
             return Ok(None);
         }
-        let groups = Attributes(node).int("group").unwrap_or(1).max(1) as usize;
-        if !weight[0].is_multiple_of(groups) || weight[1] * groups != x_shape[1] {
+        let groups = usize::try_from(Attributes(node).int("group").unwrap_or(1)).unwrap_or(0).max(1);
+        if !weight[0].is_multiple_of(groups) || weight[1].checked_mul(groups) != Some(x_shape[1]) {
             let what = format!("weight {weight:?} with {groups} groups does not fit input {x_shape:?}");
             return Err(self.error(node, what));
         }
