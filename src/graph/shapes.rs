@@ -26,16 +26,15 @@ impl Graph {
             Op::Reshape => count(shape(0)?).is_some_and(|n| count(y) == Some(n)),
             Op::Unary(_) | Op::Function(_) => shape(0)? == y,
             Op::Conv(window, groups) => {
-                let bias = node.inputs.get(2).is_none_or(|b| self.values[*b].len() == y[1]);
+                let bias = node.inputs.get(2).is_none_or(|b| y.get(1) == Some(&self.values[*b].len()));
                 convolves(window, *groups, shape(0)?, shape(1)?, y) && bias
             }
             Op::ConvTranspose(window, groups) => {
                 let (x, w) = (shape(0)?, shape(1)?);
-                let planes = (3..=4).contains(&x.len()) && [w.len(), y.len()] == [x.len(); 2] && y[0] == x[0];
                 let divides = |n: usize| *groups > 0 && n.is_multiple_of(*groups);
                 let channels = || divides(w[0]) && w[0] == x[1] && w[1].checked_mul(*groups) == Some(y[1]);
                 let bias = node.inputs.get(2).is_none_or(|b| y.get(1) == Some(&self.values[*b].len()));
-                planes && channels() && kernel_is(window, w) && (0..2).all(|d| covers(window, d, x, y)) && bias
+                planes(window, x, w, y) && channels() && (0..2).all(|d| covers(window, d, x, y)) && bias
             }
             Op::MaxPool(window) | Op::AveragePool(window, _) | Op::LpPool(window, _) => {
                 let x = shape(0)?;
@@ -156,13 +155,14 @@ fn plane(shape: &[usize]) -> [usize; 2] {
     if shape.len() == 3 { [1, shape[2]] } else { [shape[2], shape[3]] }
 }
 
-fn kernel_is(window: &Window, w: &[usize]) -> bool {
-    window.kernel == plane(w)
+/// Whether x and y are planes or lines, and w is a kernel for them: that of lines slides over the lines of a plane too.
+fn planes(window: &Window, x: &[usize], w: &[usize], y: &[usize]) -> bool {
+    let ranks = (3..=4).contains(&x.len()) && y.len() == x.len() && (w.len() == x.len() || w.len() == 3);
+    ranks && y[0] == x[0] && window.kernel == plane(w)
 }
 
 /// Whether x `[n, c, (h,) w]` and a weight `[out, c / groups, (kh,) kw]` give y.
 fn convolves(window: &Window, groups: usize, x: &[usize], w: &[usize], y: &[usize]) -> bool {
-    let planes = (3..=4).contains(&x.len()) && [w.len(), y.len()] == [x.len(); 2] && y[0] == x[0];
     let channels =
         || y[1] == w[0] && groups > 0 && w[0].is_multiple_of(groups) && w[1].checked_mul(groups) == Some(x[1]);
     let size = |d: usize| {
@@ -170,7 +170,7 @@ fn convolves(window: &Window, groups: usize, x: &[usize], w: &[usize], y: &[usiz
         let room = plane(x)[d].checked_add(window.pads_begin[d])?.checked_add(window.pads_end[d])?;
         Some(room.checked_sub(reach)?.checked_div(window.stride[d])? + 1)
     };
-    planes && channels() && kernel_is(window, w) && (0..2).all(|d| size(d) == Some(plane(y)[d]))
+    planes(window, x, w, y) && channels() && (0..2).all(|d| size(d) == Some(plane(y)[d]))
 }
 
 /// Whether what a transposed convolution writes from x lies inside y and its padding.

@@ -10,6 +10,7 @@ mod quantised;
 mod recurrent;
 mod resize;
 mod select;
+mod window;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,16 +22,14 @@ use super::OnnxError;
 use super::attributes::{Attributes, axis};
 use super::foreign::TractNode;
 use super::load::{Facts, Names, is_possible, to_i64, value};
-use crate::graph::{Element, Graph, Node, Op, Source, Value, ValueId, Window};
+use super::operators::find;
+use crate::graph::{Element, Graph, Node, Op, Source, Value, ValueId};
 use crate::ops::binary::BinaryKind;
 use crate::ops::movement::PadMode;
 use crate::ops::reduce::ReduceKind;
 use crate::ops::unary::UnaryKind;
 
 pub(super) use resize::resized;
-
-/// The largest kernel, step or padding: no plane of a model has sides as long.
-const MAX_EXTENT: usize = 1 << 24;
 
 const CONTROL_FLOW: &str =
     "nodes with a graph inside (If, Loop, Scan) are not supported; export the model without control flow";
@@ -174,7 +173,10 @@ impl<'a> Converter<'a> {
         let what = match self.facts.refused(output) {
             Some(why) => format!("this form of the operator is not supported: {why}"),
             None if !tract_onnx::onnx().op_register.0.contains_key(&node.op_type) => {
-                "the loader does not know this operator; export the model with standard operators".into()
+                match find(&node.domain, &node.op_type).map(|row| row.note) {
+                    Some(note) => format!("this form of the operator is not supported; what is: {note}"),
+                    None => "the loader does not know this operator; export the model with standard operators".into(),
+                }
             }
             None => return None,
         };
@@ -276,7 +278,9 @@ impl<'a> Converter<'a> {
                         format!("weight {weight:?} with {groups} groups does not fit input {x_shape:?}"),
                     ));
                 }
-                Op::Conv(self.window(node, &kernel, &x_shape, &self.shape(y))?, groups)
+                let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
+                self.push_conv(node, name, (window, groups), &present, y);
+                return Ok(true);
             }
             "MatMul" => Op::MatMul,
             "Gemm" => Op::Gemm {
@@ -330,25 +334,7 @@ impl<'a> Converter<'a> {
                 };
                 unary(UnaryKind::Clip { min, max })
             }
-            "MaxPool" | "AveragePool" | "LpPool" => {
-                if outputs.len() > 1 || !(3..=4).contains(&rank) {
-                    return Ok(false);
-                }
-                let kernel: Vec<usize> = attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(extent).collect();
-                let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
-                match node.op_type.as_str() {
-                    "MaxPool" => Op::MaxPool(window),
-                    "LpPool" => {
-                        let p = attributes.int("p").unwrap_or(2);
-                        let fits = i32::try_from(p).ok().filter(|p| *p > 0);
-                        Op::LpPool(
-                            window,
-                            fits.ok_or_else(|| self.error(node, format!("p is {p}, expected 1 or more")))?,
-                        )
-                    }
-                    _ => Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0),
-                }
-            }
+            "MaxPool" | "AveragePool" | "LpPool" => return self.lower_pool(node, name, x, outputs),
             "GlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
             "GlobalLpPool" => match attributes.int("p").unwrap_or(2) {
                 1 => Op::Reduce(ReduceKind::L1, (2..rank).collect()),
@@ -375,6 +361,11 @@ impl<'a> Converter<'a> {
                 if self.graph.values[x].len() != self.graph.values[y].len() {
                     let what = format!("{x_shape:?} does not have as many values as {:?}", self.shape(y));
                     return Err(self.error(node, what));
+                }
+                if let (Some(mask), "Dropout") = (outputs.get(1), node.op_type.as_str()) {
+                    // Nothing is dropped.
+                    let ones = vec![1.0; self.graph.values[*mask].len()];
+                    self.graph.values[*mask].constant = Some(ones.into());
                 }
                 Op::Reshape
             }
@@ -525,59 +516,6 @@ impl<'a> Converter<'a> {
         axes.ok_or_else(|| self.error(node, format!("axes {given:?} do not fit rank {rank}")))
     }
 
-    /// Kernel, stride, dilation and padding of a convolution or pool; a 1-D window gets height 1.
-    fn window(&self, node: &NodeProto, kernel: &[usize], x: &[usize], y: &[usize]) -> Result<Window, OnnxError> {
-        let attributes = Attributes(node);
-        let n = x.len() - 2;
-        let list = |name: &str, default: i64| -> Vec<usize> {
-            let given = attributes.ints(name).filter(|l| !l.is_empty());
-            given.map_or(vec![default; n], <[i64]>::to_vec).iter().map(extent).collect()
-        };
-        let (stride, dilation) = (list("strides", 1), list("dilations", 1));
-        let given = attributes.ints("pads").filter(|p| !p.is_empty());
-        let pads: Vec<usize> = given.map_or(vec![0; 2 * n], |pads| pads.iter().map(extent).collect());
-        let lists = [kernel, &stride, &dilation, &pads];
-        if [kernel.len(), stride.len(), dilation.len(), pads.len(), y.len()] != [n, n, n, 2 * n, n + 2]
-            || lists.into_iter().flatten().any(|v| *v > MAX_EXTENT)
-        {
-            return Err(self.error(
-                node,
-                format!(
-                    "kernel {kernel:?}, strides {stride:?}, dilations {dilation:?}, pads {pads:?} do not fit {x:?}"
-                ),
-            ));
-        }
-        if kernel.iter().chain(&stride).chain(&dilation).any(|v| *v == 0) {
-            return Err(self.error(node, "kernel, strides and dilations must be at least 1"));
-        }
-        let (mut begin, mut end) = (pads[..n].to_vec(), pads[n..].to_vec());
-        let auto = attributes.string("auto_pad").unwrap_or("NOTSET");
-        for d in 0..n {
-            let reach = (kernel[d] - 1) * dilation[d] + 1;
-            let total = ((y[d + 2].max(1) - 1) * stride[d] + reach).saturating_sub(x[d + 2]);
-            match auto {
-                "SAME_UPPER" => (begin[d], end[d]) = (total / 2, total - total / 2),
-                "SAME_LOWER" => (begin[d], end[d]) = (total - total / 2, total / 2),
-                "VALID" => (begin[d], end[d]) = (0, 0),
-                _ => {}
-            }
-        }
-        let reach = |d: usize| (kernel[d] - 1) * dilation[d] + 1;
-        let over = (0..n).find(|d| node.op_type.contains("Conv") && reach(*d) > x[d + 2] + begin[*d] + end[*d]);
-        if let Some(d) = over {
-            let what = format!("its kernel reaches over {} values, more than {x:?} has; give a longer input", reach(d));
-            return Err(self.error(node, what));
-        }
-        let two = |v: &[usize], first: usize| if n == 1 { [first, v[0]] } else { [v[0], v[1]] };
-        Ok(Window {
-            kernel: two(kernel, 1),
-            stride: two(&stride, 1),
-            dilation: two(&dilation, 1),
-            pads_begin: two(&begin, 0),
-            pads_end: two(&end, 0),
-        })
-    }
-
     fn slice(
         &self,
         node: &NodeProto,
@@ -665,11 +603,6 @@ impl<'a> Converter<'a> {
         axes.iter().zip(&pads).for_each(|(a, p)| before[*a] = *p as isize);
         Ok(Some(Op::Pad(before, mode)))
     }
-}
-
-/// A size that an attribute states; what is negative is more than any.
-fn extent(value: &i64) -> usize {
-    usize::try_from(*value).unwrap_or(usize::MAX)
 }
 
 pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {

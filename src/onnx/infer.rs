@@ -146,10 +146,9 @@ fn refused(onnx: &Onnx, proto: &ModelProto, folder: Option<&str>, opset: i64) ->
             return None;
         }
         // tract gives such a pool the shape of one without dilations.
-        let list = |name: &str| Attributes(node).ints(name).unwrap_or(&[]);
-        let plane = node.op_type == "AveragePool" && list("kernel_shape").len() <= 2;
-        if plane && list("dilations").iter().any(|d| *d != 1) {
-            return Some("dilations of more than two dimensions".into());
+        let dilated = Attributes(node).ints("dilations").is_some_and(|d| d.iter().any(|d| *d != 1));
+        if node.op_type == "AveragePool" && dilated {
+            return Some("dilations".into());
         }
         known(&context, node).err().map(|e| brief(&e))
     };

@@ -12,7 +12,8 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::prelude::DatumType;
 
-use super::{Converter, extent};
+use super::Converter;
+use super::window::extents;
 use crate::graph::{Element, Op, Quantisation, Quantised, Spread, Value, ValueId};
 use crate::onnx::OnnxError;
 use crate::onnx::attributes::{Attributes, axis};
@@ -217,8 +218,7 @@ impl Converter<'_> {
             }
             "QLinearGlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
             "QLinearAveragePool" if !channels_last && (3..=4).contains(&rank) => {
-                let kernel: Vec<usize> = attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(extent).collect();
-                let window = self.window(node, &kernel, &shape, &self.shape(y))?;
+                let window = self.window(node, &extents(attributes.ints("kernel_shape")), &shape, &self.shape(y))?;
                 Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0)
             }
             "QLinearSoftmax" => {

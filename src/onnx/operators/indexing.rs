@@ -18,7 +18,10 @@ pub(super) const FAMILY: Family = Family {
         Operator::of("ArgMin", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("TopK", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("NonZero", 9).forward(Forward::Folded).gradient(Gradient::None),
-        Operator::of("OneHot", 9).forward(Forward::Tract).gradient(Gradient::None).note("indices inside the depth"),
+        Operator::of("OneHot", 9)
+            .forward(Forward::Tract)
+            .gradient(Gradient::None)
+            .note("indices inside the depth; constant depth and values"),
         Operator::of("Equal", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("Greater", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("Less", 7).forward(Forward::Tract).gradient(Gradient::None),
