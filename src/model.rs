@@ -229,6 +229,7 @@ impl Model {
             input_shape: options.input_shape.clone().or(said.input_shape),
             fed: front_end.as_ref().and_then(FrontEnd::fixed_shape),
             outputs: output.into_iter().collect(),
+            ..Default::default()
         };
         let (graph, sha256) = load_file(onnx, &load)?;
         let labels = if options.labels.is_empty() { said.labels } else { options.labels.clone() };
@@ -254,6 +255,7 @@ impl Model {
                 input_shape: stage.input_shape.clone(),
                 fed: chain.offers(frames),
                 outputs: asked.or(stage.output.as_ref()).cloned().into_iter().collect(),
+                ..Default::default()
             };
             let (graph, sha256) = load_file(&stage.onnx, &load).map_err(|error| match load.fed.clone() {
                 Some(fed) => ModelError::Stage { index: index + 1, fed, source: Box::new(error) },

@@ -10,6 +10,8 @@ mod layout;
 mod patterns;
 mod quantised;
 mod recurrent;
+#[cfg(feature = "onnx")]
+mod shapes;
 mod sites;
 
 use std::collections::{BTreeMap, BTreeSet};

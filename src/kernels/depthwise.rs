@@ -231,7 +231,8 @@ impl<const T: usize, const NV: usize> SimdOp for Tiles<'_, '_, T, NV> {
                 let mut done = self.done;
                 while done < self.end {
                     let to = &mut self.to[line + done * to_step..];
-                    let from = &from[done * from_step..];
+                    // Padding wider than the kernel: positions without a tap, past what is read.
+                    let from = if count == 0 { &[] } else { &from[done * from_step..] };
                     let mut c = 0;
                     while channels - c >= NV * lanes {
                         tile::<I, T, NV, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp);

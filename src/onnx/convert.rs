@@ -10,6 +10,7 @@ mod quantised;
 mod recurrent;
 mod resize;
 mod select;
+mod window;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use super::OnnxError;
 use super::attributes::{Attributes, axis};
 use super::foreign::TractNode;
 use super::load::{Facts, Names, is_possible, to_i64, value};
-use crate::graph::{Element, Graph, Node, Op, Source, Value, ValueId, Window};
+use super::operators::find;
+use crate::graph::{Element, Graph, Node, Op, Source, Value, ValueId};
 use crate::ops::binary::BinaryKind;
 use crate::ops::movement::PadMode;
 use crate::ops::reduce::ReduceKind;
@@ -50,8 +52,9 @@ impl<'a> Converter<'a> {
         Self { facts, opset, proto, graph, names, constants, rescaled }
     }
 
-    pub(super) fn finish(mut self) -> Graph {
-        self.drop_integers();
+    /// The graph; `outputs` are the names asked for.
+    pub(super) fn finish(mut self, outputs: &[String]) -> Graph {
+        self.drop_integers(outputs);
         self.graph
     }
 
@@ -132,7 +135,7 @@ impl<'a> Converter<'a> {
         let standard = node.domain.is_empty() || node.domain == "ai.onnx";
         let float = outputs.first().is_some_and(|o| self.graph.values[*o].element.is_float());
         let lowered = match node.domain.as_str() {
-            _ if !float => false,
+            _ if !float && !self.is_exact(node, &inputs) => false,
             _ if standard => self.lower(node, &name, &inputs, &outputs)?,
             "com.microsoft" => self.lower_contrib(node, &name, &inputs, &outputs)?,
             _ => false,
@@ -170,7 +173,10 @@ impl<'a> Converter<'a> {
         let what = match self.facts.refused(output) {
             Some(why) => format!("this form of the operator is not supported: {why}"),
             None if !tract_onnx::onnx().op_register.0.contains_key(&node.op_type) => {
-                "the loader does not know this operator; export the model with standard operators".into()
+                match find(&node.domain, &node.op_type).map(|row| row.note) {
+                    Some(note) => format!("this form of the operator is not supported; what is: {note}"),
+                    None => "the loader does not know this operator; export the model with standard operators".into(),
+                }
             }
             None => return None,
         };
@@ -202,10 +208,14 @@ impl<'a> Converter<'a> {
                 ids.push(*id);
             }
         }
+        if node.op_type == "BitShift" && !self.shifts_inside(inputs.get(1).copied().flatten()) {
+            return Err(self.error(node, "it must shift by a constant from 0 to 7 bits; export the model without it"));
+        }
         if let Some(error) = node.output.iter().find(|o| !o.is_empty()).and_then(|o| self.untold(node, o)) {
             return Err(error);
         }
-        let built = TractNode::new(node, self.proto, &activations, &constants);
+        let sizes = outputs.iter().map(|y| self.graph.values[*y].len()).collect();
+        let built = TractNode::new(node, self.proto, &activations, &constants, sizes);
         let op = built.map_err(|e| self.error(node, format!("this operator cannot run: {e}")))?;
         let op_type = node.op_type.clone();
         self.graph.nodes.push(Node { name, op_type, op: Op::Foreign(Arc::new(op)), inputs: ids, outputs });
@@ -252,21 +262,25 @@ impl<'a> Converter<'a> {
         let unary = |kind| Op::Unary(kind);
         let op = match node.op_type.as_str() {
             "Conv" => {
-                let weight = self.shape(present[1]);
+                let Some(weight) = input(1).map(|w| self.shape(w)) else {
+                    return Err(self.error(node, "it has no weight; export the model again"));
+                };
                 let constant = present[1..].iter().all(|i| self.graph.is_constant(*i));
                 if !(3..=4).contains(&rank) || weight.len() != rank || !constant {
                     return Ok(false);
                 }
                 let kernel: Vec<usize> = weight[2..].to_vec();
-                let groups = attributes.int("group").unwrap_or(1).max(1) as usize;
-                let fits = weight[0].is_multiple_of(groups) && weight[1] * groups == x_shape[1];
+                let groups = usize::try_from(attributes.int("group").unwrap_or(1)).unwrap_or(0).max(1);
+                let fits = weight[0].is_multiple_of(groups) && weight[1].checked_mul(groups) == Some(x_shape[1]);
                 if !fits {
                     return Err(self.error(
                         node,
                         format!("weight {weight:?} with {groups} groups does not fit input {x_shape:?}"),
                     ));
                 }
-                Op::Conv(self.window(node, &kernel, &x_shape, &self.shape(y))?, groups)
+                let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
+                self.push_conv(node, name, (window, groups), &present, y);
+                return Ok(true);
             }
             "MatMul" => Op::MatMul,
             "Gemm" => Op::Gemm {
@@ -320,26 +334,7 @@ impl<'a> Converter<'a> {
                 };
                 unary(UnaryKind::Clip { min, max })
             }
-            "MaxPool" | "AveragePool" | "LpPool" => {
-                if outputs.len() > 1 || !(3..=4).contains(&rank) {
-                    return Ok(false);
-                }
-                let kernel: Vec<usize> =
-                    attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(|k| *k as usize).collect();
-                let window = self.window(node, &kernel, &x_shape, &self.shape(y))?;
-                match node.op_type.as_str() {
-                    "MaxPool" => Op::MaxPool(window),
-                    "LpPool" => {
-                        let p = attributes.int("p").unwrap_or(2);
-                        let fits = i32::try_from(p).ok().filter(|p| *p > 0);
-                        Op::LpPool(
-                            window,
-                            fits.ok_or_else(|| self.error(node, format!("p is {p}, expected 1 or more")))?,
-                        )
-                    }
-                    _ => Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0),
-                }
-            }
+            "MaxPool" | "AveragePool" | "LpPool" => return self.lower_pool(node, name, x, outputs),
             "GlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
             "GlobalLpPool" => match attributes.int("p").unwrap_or(2) {
                 1 => Op::Reduce(ReduceKind::L1, (2..rank).collect()),
@@ -347,10 +342,33 @@ impl<'a> Converter<'a> {
                 _ => return Ok(false),
             },
             "GlobalMaxPool" => Op::Reduce(ReduceKind::Max, (2..rank).collect()),
-            "Dropout" if input(2).is_some_and(|mode| self.scalar(Some(mode)) != Some(0.0)) => {
+            "Dropout" if self.drops(inputs) => {
                 return Err(self.error(node, "it drops values as in training; export the model in evaluation mode"));
             }
-            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => Op::Reshape,
+            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => {
+                let asked = (node.op_type == "Reshape").then(|| self.ints(input(1))).flatten();
+                let given = self.shape(y);
+                let fits = |asked: &Vec<i64>| {
+                    let same = |(asked, given): (&i64, &usize)| *asked == *given as i64 || [-1, 0].contains(asked);
+                    let open = asked.iter().filter(|d| **d == -1).count();
+                    open <= 1 && asked.len() == given.len() && asked.iter().zip(&given).all(same)
+                };
+                if asked.as_ref().is_some_and(|asked| !fits(asked)) {
+                    return Err(
+                        self.error(node, format!("{x_shape:?} cannot have the shape {:?}", asked.unwrap_or_default()))
+                    );
+                }
+                if self.graph.values[x].len() != self.graph.values[y].len() {
+                    let what = format!("{x_shape:?} does not have as many values as {:?}", self.shape(y));
+                    return Err(self.error(node, what));
+                }
+                if let (Some(mask), "Dropout") = (outputs.get(1), node.op_type.as_str()) {
+                    // Nothing is dropped.
+                    let ones = vec![1.0; self.graph.values[*mask].len()];
+                    self.graph.values[*mask].constant = Some(ones.into());
+                }
+                Op::Reshape
+            }
             "Cast" | "CastLike" => {
                 // Whole numbers and truth values are held as f32 already.
                 Op::Reshape
@@ -430,6 +448,27 @@ impl<'a> Converter<'a> {
         Ok(true)
     }
 
+    /// Whether every shift is one that each integer has: tract takes the others modulo the width.
+    fn shifts_inside(&self, shift: Option<ValueId>) -> bool {
+        self.ints(shift).is_some_and(|shifts| shifts.iter().all(|s| (0..8).contains(s)))
+    }
+
+    /// Whether a node on whole numbers or truth values that tract does not take is computed here just as well.
+    fn is_exact(&self, node: &NodeProto, inputs: &[Option<ValueId>]) -> bool {
+        let Some(x) = inputs.first().copied().flatten().map(|x| &self.graph.values[x]) else { return false };
+        match node.op_type.as_str() {
+            "Pad" => x.element == Element::Integer,
+            "ReduceMax" | "ReduceMin" => x.element == Element::Bool && !x.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Whether a Dropout is in training mode, or may be, with a ratio that is not 0.
+    fn drops(&self, inputs: &[Option<ValueId>]) -> bool {
+        let is_zero = |i: usize| inputs.get(i).copied().flatten().map(|id| self.scalar(Some(id)) == Some(0.0));
+        is_zero(2) == Some(false) && is_zero(1) != Some(true)
+    }
+
     /// A value between two nodes that one ONNX node becomes.
     fn temporary(&mut self, node: &NodeProto, name: &str, shape: Vec<usize>, like: ValueId) -> ValueId {
         let element = self.graph.values[like].element;
@@ -475,55 +514,6 @@ impl<'a> Converter<'a> {
         let Some(given) = given else { return Ok((0..rank).collect()) };
         let axes: Option<Vec<usize>> = given.iter().map(|a| axis(*a, rank)).collect();
         axes.ok_or_else(|| self.error(node, format!("axes {given:?} do not fit rank {rank}")))
-    }
-
-    /// Kernel, stride, dilation and padding of a convolution or pool; a 1-D window gets height 1.
-    fn window(&self, node: &NodeProto, kernel: &[usize], x: &[usize], y: &[usize]) -> Result<Window, OnnxError> {
-        let attributes = Attributes(node);
-        let n = x.len() - 2;
-        let list = |name: &str, default: i64| -> Vec<usize> {
-            let given = attributes.ints(name).filter(|l| !l.is_empty());
-            given.map_or(vec![default; n], <[i64]>::to_vec).iter().map(|v| *v as usize).collect()
-        };
-        let (stride, dilation) = (list("strides", 1), list("dilations", 1));
-        let pads = attributes.ints("pads").filter(|p| !p.is_empty()).map_or(vec![0; 2 * n], <[i64]>::to_vec);
-        if kernel.len() != n
-            || stride.len() != n
-            || dilation.len() != n
-            || pads.len() != 2 * n
-            || pads.iter().any(|p| *p < 0)
-        {
-            return Err(self.error(
-                node,
-                format!(
-                    "kernel {kernel:?}, strides {stride:?}, dilations {dilation:?}, pads {pads:?} do not fit {x:?}"
-                ),
-            ));
-        }
-        if kernel.iter().chain(&stride).chain(&dilation).any(|v| *v == 0) {
-            return Err(self.error(node, "kernel, strides and dilations must be at least 1"));
-        }
-        let mut begin: Vec<usize> = pads[..n].iter().map(|p| *p as usize).collect();
-        let mut end: Vec<usize> = pads[n..].iter().map(|p| *p as usize).collect();
-        let auto = attributes.string("auto_pad").unwrap_or("NOTSET");
-        for d in 0..n {
-            let reach = (kernel[d] - 1) * dilation[d] + 1;
-            let total = ((y[d + 2].max(1) - 1) * stride[d] + reach).saturating_sub(x[d + 2]);
-            match auto {
-                "SAME_UPPER" => (begin[d], end[d]) = (total / 2, total - total / 2),
-                "SAME_LOWER" => (begin[d], end[d]) = (total - total / 2, total / 2),
-                "VALID" => (begin[d], end[d]) = (0, 0),
-                _ => {}
-            }
-        }
-        let two = |v: &[usize], first: usize| if n == 1 { [first, v[0]] } else { [v[0], v[1]] };
-        Ok(Window {
-            kernel: two(kernel, 1),
-            stride: two(&stride, 1),
-            dilation: two(&dilation, 1),
-            pads_begin: two(&begin, 0),
-            pads_end: two(&end, 0),
-        })
     }
 
     fn slice(

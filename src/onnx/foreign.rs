@@ -18,15 +18,19 @@ pub(super) struct TractNode {
     op_type: String,
     plan: Arc<TypedRunnableModel>,
     inputs: Vec<(Vec<usize>, DatumType)>,
+    /// Values of each output.
+    outputs: Vec<usize>,
 }
 
 impl TractNode {
-    /// Builds the node with `constants` bound; `inputs` are name, shape and type of the rest.
+    /// Builds the node with `constants` bound; `inputs` are name, shape and type of the rest, `outputs` how many values each
+    /// output has.
     pub(super) fn new(
         node: &NodeProto,
         proto: &ModelProto,
         inputs: &[(String, Vec<usize>, DatumType)],
         constants: &[(String, Arc<Tensor>)],
+        outputs: Vec<usize>,
     ) -> Result<Self, String> {
         let info = |name: &str| ValueInfoProto { name: name.into(), ..Default::default() };
         let declared = |name: &str, shape: &[usize], dt: DatumType| {
@@ -79,7 +83,7 @@ impl TractNode {
         };
         let plan = plan().map_err(|e| brief(&e))?;
         let inputs = inputs.iter().map(|(_, shape, dt)| (shape.clone(), *dt)).collect();
-        Ok(Self { op_type: node.op_type.clone(), plan, inputs })
+        Ok(Self { op_type: node.op_type.clone(), plan, inputs, outputs })
     }
 }
 
@@ -112,7 +116,13 @@ impl Foreign for TractNode {
             }
             let outputs = self.plan.run(inputs)?;
             let values = outputs.iter().map(|t| to_f32(t).map(|v| v.to_vec()));
-            values.collect::<Option<Vec<_>>>().ok_or_else(|| TractError::msg("an output is not numeric"))
+            let values: Option<Vec<Vec<f32>>> = values.collect();
+            let values = values.ok_or_else(|| TractError::msg("an output is not numeric"))?;
+            let found = self.outputs.iter().enumerate().map(|(i, _)| values.get(i).map_or(0, Vec::len));
+            match found.eq(self.outputs.iter().copied()) {
+                true => Ok(values),
+                false => Err(TractError::msg("an output has another shape than the file lets expect")),
+            }
         };
         // tract panics on some values, such as an index out of range.
         let result = catch_unwind(AssertUnwindSafe(run));

@@ -16,7 +16,11 @@ use tract_onnx::tract_hir::internal::Tensor;
 
 use super::attributes::{Attributes, axis};
 use super::load::{Facts, brief, is_possible, to_f32, to_i64};
-use super::{OnnxError, quantised};
+use super::{OnnxError, memory, quantised};
+
+/// Operators that tract must not fold, for it reads them otherwise than ONNX says: Celu of 16 bits and Swish without
+/// alpha, SpaceToDepth without its mode, recurrent layers in the other direction, shifts by more than the width.
+pub(super) const OWN: [&str; 7] = ["BitShift", "Celu", "GRU", "LSTM", "RNN", "SpaceToDepth", "Swish"];
 
 /// Shape and element type.
 type Fact = (Vec<usize>, DatumType);
@@ -39,13 +43,40 @@ pub(super) fn analyse(
     proto: &mut ModelProto,
     folder: Option<&str>,
     opset: i64,
+    limit: u64,
 ) -> Result<Analysis, OnnxError> {
     let aside = refused(onnx, proto, folder, opset);
+    let analysis = analyse_without(onnx, proto, folder, (opset, limit), &aside)?;
+    // tract folds a largest or smallest value of nothing but infinities, or of nothing at all, to a finite one.
+    let folded = |name: &String| analysis.facts().of(name).and_then(|(_, _, value)| value);
+    let nodes = proto.graph.iter().flat_map(|g| &g.node).enumerate();
+    let extremes = nodes.filter(|(_, n)| ["ReduceMax", "ReduceMin"].contains(&n.op_type.as_str()));
+    let wrong = extremes.filter(|(_, n)| n.output.first().and_then(folded).is_some_and(|v| holds_start(&v)));
+    let wrong: Vec<_> = wrong.map(|(at, _)| (at, String::from("a value of no numbers"))).collect();
+    if wrong.is_empty() {
+        return Ok(analysis);
+    }
+    let mut analysis = analyse_without(onnx, proto, folder, (opset, limit), &[&aside[..], &wrong].concat())?;
+    let nodes = proto.graph.iter().flat_map(|g| &g.node).collect::<Vec<_>>();
+    for (at, _) in wrong {
+        nodes[at].output.iter().for_each(|output| drop(analysis.refused.remove(output)));
+    }
+    Ok(analysis)
+}
+
+/// [`analyse`] with these nodes taken as unknown operators.
+fn analyse_without(
+    onnx: &Onnx,
+    proto: &mut ModelProto,
+    folder: Option<&str>,
+    (opset, limit): (i64, u64),
+    aside: &[(usize, String)],
+) -> Result<Analysis, OnnxError> {
     // An operator under a name that tract does not know is taken as it is, with unknown outputs.
     let mut names = Vec::new();
     let nodes = |proto: &mut ModelProto| proto.graph.take().unwrap_or_default();
     let mut graph = nodes(proto);
-    for (at, _) in &aside {
+    for (at, _) in aside {
         names.push(std::mem::replace(&mut graph.node[*at].op_type, "(refused)".into()));
     }
     proto.graph = Some(graph);
@@ -60,6 +91,7 @@ pub(super) fn analyse(
     if let Some(name) = analysis.parsed.unresolved_inputs.first() {
         return Err(OnnxError::Malformed(format!("tensor `{name}` is read but nothing gives it")));
     }
+    memory::guard(&mut analysis.parsed.model, limit);
     let mut failed = analysis.parsed.model.analyse(true).err();
     let mut set = HashSet::new();
     loop {
@@ -114,10 +146,9 @@ fn refused(onnx: &Onnx, proto: &ModelProto, folder: Option<&str>, opset: i64) ->
             return None;
         }
         // tract gives such a pool the shape of one without dilations.
-        let list = |name: &str| Attributes(node).ints(name).unwrap_or(&[]);
-        let plane = node.op_type == "AveragePool" && list("kernel_shape").len() <= 2;
-        if plane && list("dilations").iter().any(|d| *d != 1) {
-            return Some("dilations of more than two dimensions".into());
+        let dilated = Attributes(node).ints("dilations").is_some_and(|d| d.iter().any(|d| *d != 1));
+        if node.op_type == "AveragePool" && dilated {
+            return Some("dilations".into());
         }
         known(&context, node).err().map(|e| brief(&e))
     };
@@ -287,6 +318,8 @@ impl Known<'_> {
             }
             "Det" => shaped(Some(x.shape[..x.shape.len().checked_sub(2)?].to_vec())),
             "FusedMatMul" => shaped(self.fused_matmul()),
+            "GRU" | "LSTM" | "RNN" => self.recurrent(),
+            "ReduceMax" | "ReduceMin" => shaped(self.reduced()),
             _ => None,
         }
     }
@@ -471,6 +504,34 @@ impl Known<'_> {
         }
     }
 
+    /// Y, and the last state of each direction.
+    fn recurrent(&self) -> Option<Vec<Fact>> {
+        let (x, w, r) = (self.input(0)?, self.input(1)?, self.input(2)?);
+        let (&[first, second, _], &[directions, ..], &[.., hidden]) = (&x.shape[..], &w.shape[..], &r.shape[..]) else {
+            return None;
+        };
+        let batch_first = self.attributes().int("layout").unwrap_or(0) != 0;
+        let (y, last) = match batch_first {
+            true => (vec![first, second, directions, hidden], vec![first, directions, hidden]),
+            false => (vec![first, directions, second, hidden], vec![directions, second, hidden]),
+        };
+        Some([y, last.clone(), last].map(|shape| (shape, x.dt)).to_vec())
+    }
+
+    fn reduced(&self) -> Option<Vec<usize>> {
+        let x = &self.input(0)?.shape;
+        let attribute = self.attributes().ints("axes").map(<[i64]>::to_vec);
+        let given = if self.has(1) { Some(self.ints(1)?) } else { attribute };
+        let axes = match given.filter(|axes| !axes.is_empty()) {
+            Some(axes) => self.axes(Some(axes), x.len())?,
+            None if self.attributes().int("noop_with_empty_axes").unwrap_or(0) != 0 => Vec::new(),
+            None => (0..x.len()).collect(),
+        };
+        let keep = self.attributes().int("keepdims").unwrap_or(1) != 0;
+        let sizes = x.iter().enumerate().filter(|(d, _)| keep || !axes.contains(d));
+        Some(sizes.map(|(d, size)| if axes.contains(&d) { 1 } else { *size }).collect())
+    }
+
     fn fused_matmul(&self) -> Option<Vec<usize>> {
         let attributes = self.attributes();
         let matrix = |i: usize, flag: &str| {
@@ -485,6 +546,12 @@ impl Known<'_> {
         let fits = a.len() == b.len() && a[a.len() - 1] == b[b.len() - 2] && a[..a.len() - 2] == b[..b.len() - 2];
         fits.then(|| [&a[..a.len() - 1], &b[b.len() - 1..]].concat())
     }
+}
+
+/// Whether a tensor holds the value that tract's reductions start from, where ONNX starts from infinity.
+fn holds_start(tensor: &Tensor) -> bool {
+    let float = tensor.datum_type().is_float();
+    float && to_f32(tensor).is_some_and(|v| v.iter().any(|v| v.abs() == f32::MAX))
 }
 
 fn scaled(x: &[usize], axes: &[usize], scales: &[f32]) -> Option<Vec<usize>> {

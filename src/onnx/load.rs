@@ -14,7 +14,7 @@ use tract_onnx::tract_hir::internal::{OutletId, Tensor};
 
 use super::attributes::Attributes;
 use super::convert::Converter;
-use super::{OnnxError, infer, quantised};
+use super::{OnnxError, infer, memory, quantised};
 use crate::graph::{Element, Graph, Value, ValueId};
 
 /// What the file leaves open.
@@ -29,6 +29,9 @@ pub struct LoadOptions {
     pub fed: Option<Vec<usize>>,
     /// Outputs to keep, by name; any tensor of the file may be named. All of the file's outputs without.
     pub outputs: Vec<String>,
+    /// Bytes that the tensors of the model may take for one sample, each constant with its copies. 4 GiB without, or what
+    /// the system can give.
+    pub memory_limit: Option<u64>,
 }
 
 /// Reads an ONNX file, with external data only from inside its folder.
@@ -36,6 +39,7 @@ pub struct LoadOptions {
 /// # Errors
 /// Every way in which the file can be wrong; see [`OnnxError`].
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph, OnnxError> {
+    memory::check_file(path, memory::limit(options.memory_limit))?;
     let bytes = std::fs::read(path).map_err(|source| OnnxError::Read { path: path.to_owned(), source })?;
     load_bytes(&bytes, path.parent(), options)
 }
@@ -64,30 +68,37 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     check_order(file)?;
     check_filled(file)?;
     super::types::widen(&mut proto, folder)?;
-    for op in quantised::OPERATORS {
-        onnx.op_register.0.remove(op);
+    for op in quantised::OPERATORS.iter().chain(&infer::OWN) {
+        onnx.op_register.0.remove(*op);
     }
 
     let folder = folder.map(|f| if f.as_os_str().is_empty() { Path::new(".") } else { f }).and_then(Path::to_str);
     let opset =
         proto.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx").map_or(1, |o| o.version);
-    let analysis = infer::analyse(&onnx, &mut proto, folder, opset)?;
+    let limit = memory::limit(options.memory_limit);
+    let analysis = infer::analyse(&onnx, &mut proto, folder, opset, limit)?;
     let facts = analysis.facts();
     let file = proto.graph.as_ref().unwrap_or(&empty);
+    memory::check(file, &facts, limit)?;
 
     let mut converter = Converter::new(&facts, opset, &proto);
     converter.run(file, &input)?;
-    let mut graph = converter.finish();
     let names: Vec<String> = if options.outputs.is_empty() {
         file.output.iter().map(|o| o.name.clone()).collect()
     } else {
         options.outputs.clone()
     };
+    let mut graph = converter.finish(&names);
     for name in names {
         let found = || file.output.iter().map(|o| o.name.clone()).collect();
         let missing = || OnnxError::NoSuchTensor { what: "output", name: name.clone(), found: found() };
         graph.outputs.push(graph.value_named(&name).ok_or_else(missing)?);
     }
+    let misfit = graph.nodes.iter().find_map(|n| Some((n, graph.misfit(n)?)));
+    if let Some((node, what)) = misfit {
+        return Err(OnnxError::Node { node: node.name.clone(), op: node.op_type.clone(), what });
+    }
+    memory::check_windows(&graph, limit)?;
     graph.recognise();
     Ok(graph)
 }
@@ -125,6 +136,13 @@ fn prepare(proto: &mut ModelProto, options: &LoadOptions) -> Result<String, Onnx
             return Err(OnnxError::Malformed(format!("input `{}` has no tensor type", input.name)));
         };
         let dims = tensor.shape.get_or_insert_default();
+        // Some exporters write an open dimension as -1.
+        let negative = |d: &Dimension| matches!(d.value, Some(DimValue::DimValue(v)) if v < -1);
+        if dims.dim.iter().any(negative) {
+            let shape = describe(&dims.dim).join(", ");
+            let what = format!("shape [{shape}] has a negative dimension; export the model again");
+            return Err(OnnxError::Node { node: input.name.clone(), op: "input".into(), what });
+        }
         let fed = input.name == name;
         if let (true, Some(shape)) = (fed, &options.input_shape) {
             if !dims.dim.is_empty() && dims.dim.len() != shape.len() {
@@ -194,6 +212,7 @@ fn check_external(graph: &GraphProto, folder: Option<&Path>) -> Result<(), OnnxE
     for tensor in graph.initializer.iter().chain(tensors) {
         check_size(tensor)?;
         if tensor.data_location != Some(DataLocation::External as i32) {
+            check_values(tensor)?;
             continue;
         }
         let wrong = |reason: String| OnnxError::ExternalData { tensor: tensor.name.clone(), reason };
@@ -208,6 +227,15 @@ fn check_external(graph: &GraphProto, folder: Option<&Path>) -> Result<(), OnnxE
             )));
         }
         let folder = folder.ok_or_else(|| wrong("the model was read from memory".into()))?;
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let place = |path: &Path| path.canonicalize().ok();
+        if let (Some(home), Some(data)) = (place(folder), place(&folder.join(location)))
+            && !data.starts_with(home)
+        {
+            return Err(wrong(format!(
+                "`{location}` is a link out of the model's folder; put the file itself beside the model"
+            )));
+        }
         let about = std::fs::metadata(folder.join(location)).ok().filter(std::fs::Metadata::is_file);
         let Some(about) = about else {
             return Err(wrong(format!("`{location}` is missing from the model's folder; copy it there")));
@@ -232,6 +260,30 @@ fn check_external(graph: &GraphProto, folder: Option<&Path>) -> Result<(), OnnxE
                 "`{location}` holds {length} bytes of it, expected {wanted}; copy the file again"
             )));
         }
+    }
+    Ok(())
+}
+
+/// A tensor inside the file has as many values as its dimensions say.
+fn check_values(tensor: &TensorProto) -> Result<(), OnnxError> {
+    let Some(wanted) = stored_bytes(tensor) else { return Ok(()) };
+    let elements = tensor.dims.iter().product::<i64>().unsigned_abs();
+    let typed = [
+        tensor.float_data.len(),
+        tensor.int32_data.len(),
+        tensor.int64_data.len(),
+        tensor.double_data.len(),
+        tensor.uint64_data.len(),
+    ];
+    let found = match tensor.raw_data.len() {
+        // So many values of the one list that is there, each as wide as the type says.
+        0 => typed.iter().sum::<usize>() as u64 * wanted.checked_div(elements).unwrap_or(1),
+        bytes => bytes as u64,
+    };
+    if found != wanted {
+        let what =
+            format!("tensor `{}` of dimensions {:?} needs {wanted} bytes and has {found}", tensor.name, tensor.dims);
+        return Err(OnnxError::Malformed(what));
     }
     Ok(())
 }

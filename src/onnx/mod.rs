@@ -17,6 +17,8 @@ mod infer;
 #[cfg(feature = "onnx")]
 mod load;
 #[cfg(feature = "onnx")]
+mod memory;
+#[cfg(feature = "onnx")]
 mod quantised;
 #[cfg(feature = "onnx")]
 mod types;
@@ -82,6 +84,20 @@ pub enum OnnxError {
         op: String,
         /// What is wrong, and what would do.
         what: String,
+    },
+    /// More than the limit of a load.
+    #[error(
+        "the tensors of the model take {} MiB, more than the {} MiB that a load may take ({largest}); \
+         give a smaller input shape, or free memory",
+        .bytes >> 20, .limit >> 20
+    )]
+    Memory {
+        /// Bytes of all tensors for one sample.
+        bytes: u64,
+        /// Bytes allowed.
+        limit: u64,
+        /// Where most of them are.
+        largest: String,
     },
     /// Shapes or types cannot be inferred.
     #[error("types and shapes of the model cannot be inferred: {0}")]

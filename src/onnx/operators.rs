@@ -167,7 +167,9 @@ pub fn markdown() -> String {
          before it starts, with the node's name (`accentor inspect`).\n\
          - **LoRA**: what an adapter on the layer is.\n\n\
          An operator that is not named here runs through tract if tract has it, without a gradient; else the file is refused.\n\
-         Integers and truth values are held as f32.\n",
+         Integers and truth values are held as f32. An input that decides a shape (a shape, axes, pads, repeats, sizes) must be\n\
+         a constant, or follow from the shape of the model's input. No operator takes float8, float4, strings, sequences or\n\
+         optional values.\n",
     );
     for family in FAMILIES {
         out += &format!(

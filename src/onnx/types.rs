@@ -26,7 +26,8 @@ fn widen_graph(graph: &mut GraphProto, folder: Option<&Path>) -> Result<(), Onnx
                 .flat_map(|n| n.output.clone()),
         )
         .collect();
-    let constant: Vec<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
+    let bytes = |t: &&TensorProto| [DataType::Int8 as i32, DataType::Uint8 as i32].contains(&t.data_type);
+    let whole: Vec<String> = graph.initializer.iter().filter(bytes).map(|t| t.name.clone()).collect();
     for tensor in &mut graph.initializer {
         widen_tensor(tensor, folder)?;
     }
@@ -38,9 +39,12 @@ fn widen_graph(graph: &mut GraphProto, folder: Option<&Path>) -> Result<(), Onnx
     for node in &mut graph.node {
         let to_narrow =
             node.attribute.iter().any(|a| ["output_dtype", "to"].contains(&a.name.as_str()) && is_narrow(a.i as i32))
-                || node.op_type == "QuantizeLinear" && node.input.get(2).is_some_and(|z| narrow.contains(z));
-        if to_narrow && !node.input.first().is_some_and(|x| constant.contains(x)) {
-            let what = "activations of 4 bits are not supported; quantise them to 8 bits".to_owned();
+                || node.op_type == "QuantizeLinear" && node.input.get(2).is_some_and(|z| narrow.contains(z))
+                || node.op_type == "CastLike" && node.input.get(1).is_some_and(|like| narrow.contains(like));
+        // A stored weight of 8 bits whose values fit 4 stays as it is; other values would have to be cut off.
+        let fits = node.op_type == "Cast" && node.input.first().is_some_and(|x| whole.contains(x));
+        if to_narrow && !fits {
+            let what = "values that are computed do not become 4 bits here; quantise them to 8 bits".to_owned();
             return Err(OnnxError::Node { node: node.name.clone(), op: node.op_type.clone(), what });
         }
         for attribute in &mut node.attribute {

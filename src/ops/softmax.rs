@@ -4,7 +4,7 @@
 //! LogSoftmax: yᵢ = xᵢ − m − ln Σ e^(xⱼ − m); dx += dy − e^y Σ dy. (ONNX Softmax, LogSoftmax since opset 13.)
 //!
 //! `x`, `y [outer, len, inner]`, the axis in the middle. y is kept. Sums are f64. A row that holds not a number or +∞, or
-//! nothing but −∞, is not a number throughout.
+//! nothing but −∞, is not a number throughout; it passes no gradient back where none comes, as behind a mask.
 
 use rten_simd::{Isa, SimdOp};
 
@@ -71,6 +71,9 @@ impl SimdOp for RowGradients<'_> {
         let rows = self.y.chunks_exact(len).zip(self.dy.chunks_exact(len));
         for ((y, dy), dx) in rows.zip(self.dx.chunks_exact_mut(len)) {
             let sum = fold(len, 0.0, |i| f64::from(dy[i]) * f64::from(y[i]), |sum, term| sum + term) as f32;
+            if sum.is_nan() && dy.iter().all(|d| *d == 0.0) {
+                continue;
+            }
             for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
                 *dx += y * (dy - sum);
             }

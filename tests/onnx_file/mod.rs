@@ -131,6 +131,12 @@ impl Net {
         self
     }
 
+    /// A constant of one 64-bit integer, without dimensions.
+    pub(crate) fn scalar(mut self, name: &str, value: i64) -> Self {
+        self.fields.push(bytes(5, [typed(name, &[], 7), bytes(9, value.to_le_bytes())].concat()));
+        self
+    }
+
     /// A constant of 8-bit integers with a sign, of a fixed sequence.
     pub(crate) fn bytes8(mut self, name: &str, dims: &[i64]) -> Self {
         let raw: Vec<u8> = (0..dims.iter().product::<i64>()).map(|i| ((i * 29 + 7) % 201 - 100) as i8 as u8).collect();

@@ -3,7 +3,7 @@
 use tract_onnx::pb::NodeProto;
 
 use super::Converter;
-use crate::graph::{Op, ValueId, Window};
+use crate::graph::{ValueId, Window};
 use crate::onnx::OnnxError;
 use crate::onnx::attributes::Attributes;
 
@@ -30,7 +30,8 @@ impl Converter<'_> {
         let attributes = Attributes(node);
         let groups = usize::try_from(attributes.int("group").unwrap_or(1)).unwrap_or(0).max(1);
         let bias = input(2).map(|b| self.shape(b).iter().product::<usize>());
-        if w_shape[0] != x_shape[1]
+        if y_shape.len() != rank
+            || w_shape[0] != x_shape[1]
             || !w_shape[0].is_multiple_of(groups)
             || w_shape[1] * groups != y_shape[1]
             || bias.is_some_and(|b| b != y_shape[1])
@@ -82,7 +83,7 @@ impl Converter<'_> {
             pads_end: two(&end, 0),
         };
         let takes = [Some(x), Some(w), input(2)].into_iter().flatten().collect();
-        self.push(node, name, Op::ConvTranspose(window, groups), takes, y);
+        self.push_conv_transpose(node, name, (window, groups), takes, y);
         Ok(true)
     }
 }

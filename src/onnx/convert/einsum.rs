@@ -34,7 +34,7 @@ struct Equation {
 }
 
 impl Equation {
-    /// `None` where it does not fit the ranks, or has a label twice in one operand.
+    /// `None` where it does not fit the ranks, or has a label twice in the output.
     fn parse(text: &str, ranks: &[usize]) -> Option<Self> {
         let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
         let (left, right) = match text.split_once("->") {
@@ -62,7 +62,8 @@ impl Equation {
             let behind = (0..hidden as u32).rev().filter_map(|i| char::from_u32(ELLIPSIS + i));
             let all: Vec<char> = before.chars().chain(behind).chain(after.unwrap_or("").chars()).collect();
             let plain = |c: &char| c.is_ascii_alphabetic() || *c as u32 >= ELLIPSIS;
-            let once = (1..all.len()).all(|i| !all[..i].contains(&all[i]));
+            // Only an operand has a diagonal.
+            let once = rank.is_some() || (1..all.len()).all(|i| !all[..i].contains(&all[i]));
             (once && all.iter().all(plain)).then_some(all)
         };
         let mut inputs = Vec::new();
@@ -89,7 +90,7 @@ impl Equation {
 }
 
 impl Converter<'_> {
-    /// Lowers Einsum; false if it must run through tract: a diagonal, a size of 1 that broadcasts.
+    /// Lowers Einsum; false if it must run through tract: a size of 1 that broadcasts.
     pub(super) fn lower_einsum(
         &mut self,
         node: &NodeProto,
@@ -129,7 +130,9 @@ impl Converter<'_> {
             return Err(self.error(node, what));
         }
         let start = self.graph.nodes.len();
-        let mut terms = present.iter().zip(&equation.inputs).map(|(v, l)| Term { value: *v, labels: l.clone() });
+        let terms = present.iter().zip(&equation.inputs).map(|(v, l)| Term { value: *v, labels: l.clone() });
+        let terms: Vec<Term> = terms.collect();
+        let mut terms = terms.into_iter().map(|term| self.diagonal(node, name, term)).collect::<Vec<_>>().into_iter();
         let Some(mut term) = terms.next() else { return Ok(false) };
         let rest: Vec<Term> = terms.collect();
         for (i, next) in rest.iter().enumerate() {
@@ -154,6 +157,32 @@ impl Converter<'_> {
         let y = self.temporary(node, name, shape, like);
         self.push(node, name, op, x, y);
         y
+    }
+
+    /// The term with each label once: of two equal ones, the places where both have the same index. With those two
+    /// last and joined, `[…, n·n]`, they are every (n + 1)th.
+    fn diagonal(&mut self, node: &NodeProto, name: &str, mut term: Term) -> Term {
+        let twice = |labels: &[char]| {
+            (1..labels.len()).find_map(|i| Some((labels[..i].iter().position(|l| *l == labels[i])?, i)))
+        };
+        while let Some((first, second)) = twice(&term.labels) {
+            let shape = self.shape(term.value);
+            let mut perm: Vec<usize> = (0..shape.len()).filter(|d| ![first, second].contains(d)).collect();
+            let mut labels: Vec<char> = perm.iter().map(|d| term.labels[*d]).collect();
+            labels.push(term.labels[first]);
+            let lead: Vec<usize> = perm.iter().map(|d| shape[*d]).collect();
+            let n = shape[first];
+            perm.extend([first, second]);
+            let (square, line) = ([&lead[..], &[n, n]].concat(), [&lead[..], &[n * n]].concat());
+            let turned = self.then(node, &format!("{name}~turn"), Op::Transpose(perm), vec![term.value], square);
+            let joined = self.then(node, &format!("{name}~join"), Op::Reshape, vec![turned], line.clone());
+            let mut steps = vec![1; line.len()];
+            steps[lead.len()] = n as isize + 1;
+            let cut = Op::Slice(vec![0; line.len()], steps);
+            let value = self.then(node, &format!("{name}~diagonal"), cut, vec![joined], [&lead[..], &[n]].concat());
+            term = Term { value, labels };
+        }
+        term
     }
 
     /// The term with every label summed that is not `needed`.
@@ -288,7 +317,7 @@ mod tests {
         assert_eq!(parse("...a,...b", &[2, 3]), parsed(&["0a", "10b"], "10ab"));
         assert_eq!(parse("ij->", &[2]), parsed(&["ij"], ""));
         for (text, ranks) in
-            [("ii->i", &[2][..]), ("ij,jk->ik", &[2]), ("ij->ik", &[2]), ("ij->ij", &[3]), ("i1->i", &[2])]
+            [("i->ii", &[1][..]), ("ij,jk->ik", &[2]), ("ij->ik", &[2]), ("ij->ij", &[3]), ("i1->i", &[2])]
         {
             assert_eq!(parse(text, ranks), None, "{text}");
         }

@@ -8,6 +8,8 @@ use crate::onnx::OnnxError;
 use crate::onnx::attributes::{Attributes, axis};
 use crate::ops::binary::BinaryKind;
 use crate::ops::norm::NormKind;
+use crate::ops::reduce::ReduceKind;
+use crate::ops::unary::UnaryKind;
 
 /// Added to the standard deviation by the function body of ONNX MeanVarianceNormalization.
 const DEVIATION_EPSILON: f32 = 1e-9;
@@ -33,6 +35,12 @@ impl Converter<'_> {
         let axis_or =
             |default: i64| axis(attributes.int("axis").unwrap_or(default), rank).ok_or_else(|| out_of_range("axis"));
         match node.op_type.as_str() {
+            "LayerNormalization" if self.reads_statistics(node) => {
+                let axes: Vec<usize> = (axis_or(-1)?..rank).collect();
+                self.push_statistics(node, name, x, &axes, epsilon(1e-5));
+                let kind = NormKind::Standard { epsilon: epsilon(1e-5) };
+                self.push_norm(node, name, (kind, axes, 1), x, [input(1), input(2)], y)?;
+            }
             "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization"
                 if !self.reads_statistics(node) =>
             {
@@ -97,6 +105,29 @@ impl Converter<'_> {
         let inputs = graph.iter().flat_map(|g| &g.node).flat_map(|n| &n.input);
         let outputs = graph.iter().flat_map(|g| &g.output).map(|o| &o.name);
         inputs.chain(outputs).any(|name| given.contains(&name))
+    }
+
+    /// Mean and 1/√(variance + ε), which a LayerNormalization has as further outputs.
+    fn push_statistics(&mut self, node: &NodeProto, name: &str, x: ValueId, axes: &[usize], epsilon: f32) {
+        let output = |i: usize| node.output.get(i).filter(|o| !o.is_empty()).and_then(|o| self.names.get(o).copied());
+        let (mean, deviation) = (output(1), output(2));
+        let shape = self.shape(x);
+        let row: Vec<usize> = shape.iter().enumerate().map(|(d, n)| if axes.contains(&d) { 1 } else { *n }).collect();
+        let part = |what: &str| format!("{name}~{what}");
+        let average = || Op::Reduce(ReduceKind::Mean, axes.to_vec());
+        let mean = mean.unwrap_or_else(|| self.temporary(node, name, row.clone(), x));
+        self.push(node, &part("mean"), average(), vec![x], mean);
+        let Some(deviation) = deviation else { return };
+        let centred = self.temporary(node, name, shape.clone(), x);
+        self.push(node, &part("centred"), Op::Binary(BinaryKind::Sub), vec![x, mean], centred);
+        let square = self.temporary(node, name, shape, x);
+        self.push(node, &part("square"), Op::Binary(BinaryKind::Mul), vec![centred, centred], square);
+        let [variance, sum, root] = std::array::from_fn(|_| self.temporary(node, name, row.clone(), x));
+        self.push(node, &part("variance"), average(), vec![square], variance);
+        let epsilon = self.new_constant(node, name, vec![1], vec![epsilon]);
+        self.push(node, &part("sum"), Op::Binary(BinaryKind::Add), vec![variance, epsilon], sum);
+        self.push(node, &part("root"), Op::Unary(UnaryKind::Sqrt), vec![sum], root);
+        self.push(node, &part("deviation"), Op::Unary(UnaryKind::Reciprocal), vec![root], deviation);
     }
 
     /// Layer normalisation of the sum of two activations and a bias.

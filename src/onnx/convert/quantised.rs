@@ -13,6 +13,7 @@ use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::prelude::DatumType;
 
 use super::Converter;
+use super::window::extents;
 use crate::graph::{Element, Op, Quantisation, Quantised, Spread, Value, ValueId};
 use crate::onnx::OnnxError;
 use crate::onnx::attributes::{Attributes, axis};
@@ -212,12 +213,12 @@ impl Converter<'_> {
         let op = match node.op_type.as_str() {
             "QLinearSigmoid" => Op::Unary(UnaryKind::Sigmoid),
             "QLinearLeakyRelu" => Op::Unary(UnaryKind::LeakyRelu { alpha: attributes.float("alpha").unwrap_or(0.01) }),
-            "QLinearGlobalAveragePool" if channels_last => Op::Reduce(ReduceKind::Mean, (1..rank - 1).collect()),
+            "QLinearGlobalAveragePool" if channels_last && rank > 0 => {
+                Op::Reduce(ReduceKind::Mean, (1..rank - 1).collect())
+            }
             "QLinearGlobalAveragePool" => Op::Reduce(ReduceKind::Mean, (2..rank).collect()),
             "QLinearAveragePool" if !channels_last && (3..=4).contains(&rank) => {
-                let kernel: Vec<usize> =
-                    attributes.ints("kernel_shape").unwrap_or(&[]).iter().map(|k| *k as usize).collect();
-                let window = self.window(node, &kernel, &shape, &self.shape(y))?;
+                let window = self.window(node, &extents(attributes.ints("kernel_shape")), &shape, &self.shape(y))?;
                 Op::AveragePool(window, attributes.int("count_include_pad").unwrap_or(0) != 0)
             }
             "QLinearSoftmax" => {
@@ -423,8 +424,8 @@ impl Converter<'_> {
         if !(3..=4).contains(&x_shape.len()) || weight.len() != x_shape.len() || !self.graph.is_constant(w) {
             return Ok(None);
         }
-        let groups = Attributes(node).int("group").unwrap_or(1).max(1) as usize;
-        if !weight[0].is_multiple_of(groups) || weight[1] * groups != x_shape[1] {
+        let groups = usize::try_from(Attributes(node).int("group").unwrap_or(1)).unwrap_or(0).max(1);
+        if !weight[0].is_multiple_of(groups) || weight[1].checked_mul(groups) != Some(x_shape[1]) {
             let what = format!("weight {weight:?} with {groups} groups does not fit input {x_shape:?}");
             return Err(self.error(node, what));
         }
@@ -633,8 +634,8 @@ impl Converter<'_> {
     }
 
     /// Lets go of the integers whose real values a layer has: no node reads them any more.
-    pub(super) fn drop_integers(&mut self) {
-        let mut read = vec![false; self.graph.values.len()];
+    pub(super) fn drop_integers(&mut self, outputs: &[String]) {
+        let mut read: Vec<bool> = self.graph.values.iter().map(|v| outputs.contains(&v.name)).collect();
         self.graph.nodes.iter().flat_map(|n| &n.inputs).for_each(|i| read[*i] = true);
         for (value, read) in self.graph.values.iter_mut().zip(read) {
             if value.element == Element::Integer && !read {

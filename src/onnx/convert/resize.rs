@@ -35,6 +35,9 @@ impl Converter<'_> {
         let input = |i: usize| inputs.get(i).copied().flatten().filter(|v| !self.graph.values[*v].is_empty());
         let axes = attributes.ints("axes").filter(|_| !plain && self.opset >= 18).map(<[i64]>::to_vec);
         let axes = self.axes(node, axes, shape.len())?;
+        if shape.len() != y_shape.len() {
+            return Err(self.error(node, format!("{shape:?} and {y_shape:?} have different ranks")));
+        }
         let ratio = |axis: usize| y_shape[axis] as f64 / shape[axis] as f64;
         let listed = attributes.get("scales").filter(|_| upsample).map(|a| a.floats.clone());
         let scales: Vec<f64> = if let Some(sizes) = input(sizes_at) {
@@ -52,8 +55,13 @@ impl Converter<'_> {
             let Some(scales) = constant else { return Ok(false) };
             scales.iter().map(|s| f64::from(*s)).collect()
         };
-        let wrong = scales.iter().any(|s| !s.is_finite() || *s <= 0.0);
-        if shape.len() != y_shape.len() || scales.len() != axes.len() || (wrong && !shape.contains(&0)) {
+        // Sizes are rounded down from the scale, or to the nearest.
+        let fits = |(axis, scale): (&usize, &f64)| {
+            let (from, to) = (shape[*axis], y_shape[*axis]);
+            let near = (scale * from as f64 - to as f64).abs() <= 1.0;
+            from == 0 || scale.is_finite() && *scale > 0.0 && near
+        };
+        if scales.len() != axes.len() || !axes.iter().zip(&scales).all(fits) {
             return Err(self.error(node, format!("scales {scales:?} do not fit {shape:?} to {y_shape:?}")));
         }
 

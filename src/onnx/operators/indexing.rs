@@ -17,14 +17,21 @@ pub(super) const FAMILY: Family = Family {
         Operator::of("ArgMax", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("ArgMin", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("TopK", 7).forward(Forward::Tract).gradient(Gradient::None),
-        Operator::of("NonZero", 9).forward(Forward::Tract).gradient(Gradient::None),
-        Operator::of("OneHot", 9).forward(Forward::Tract).gradient(Gradient::None),
+        Operator::of("NonZero", 9).forward(Forward::Folded).gradient(Gradient::None),
+        Operator::of("OneHot", 9)
+            .forward(Forward::Tract)
+            .gradient(Gradient::None)
+            .note("indices inside the depth; constant depth and values"),
         Operator::of("Equal", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("Greater", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("Less", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("And", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("Or", 7).forward(Forward::Tract).gradient(Gradient::None),
         Operator::of("Not", 7).forward(Forward::Tract).gradient(Gradient::None),
+        Operator::of("BitShift", 11)
+            .forward(Forward::Tract)
+            .gradient(Gradient::None)
+            .note("by constants from 0 to 7 bits"),
         Operator::of("Mod", 10).forward(Forward::Tract).gradient(Gradient::None),
     ],
 };

@@ -5,10 +5,10 @@ use super::{Family, Operator};
 pub(super) const FAMILY: Family = Family {
     title: "Pooling and resizing",
     rows: &[
-        Operator::of("MaxPool", 7).note("1-D and 2-D, one output"),
-        Operator::of("AveragePool", 7).note("1-D and 2-D"),
+        Operator::of("MaxPool", 7).note("one output; with the indices through tract"),
+        Operator::of("AveragePool", 7),
         Operator::of("GlobalMaxPool", 7),
-        Operator::of("LpPool", 7).note("1-D and 2-D"),
+        Operator::of("LpPool", 7),
         Operator::of("GlobalLpPool", 7),
         Operator::of("GlobalAveragePool", 7),
         Operator::of("Resize", 10).note("nearest, linear and cubic; constant scales or sizes"),

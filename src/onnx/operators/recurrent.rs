@@ -7,12 +7,12 @@ pub(super) const FAMILY: Family = Family {
     rows: &[
         Operator::of("GRU", 7)
             .lora("low-rank pairs on W and R")
-            .note("constant weights; both directions, initial state, linear_before_reset"),
+            .note("both directions; every clip has all its steps; computed weights in direction forward only, through tract; initial state, linear_before_reset"),
         Operator::of("LSTM", 7)
             .lora("low-rank pairs on W and R")
-            .note("constant weights; both directions, initial states, peepholes without a pair"),
+            .note("both directions; every clip has all its steps; computed weights in direction forward only, through tract; initial states, peepholes without a pair"),
         Operator::of("RNN", 7)
             .lora("low-rank pairs on W and R")
-            .note("constant weights; both directions, initial state"),
+            .note("both directions; every clip has all its steps; computed weights in direction forward only, through tract; initial state"),
     ],
 };

@@ -7,7 +7,7 @@ pub(super) const FAMILY: Family = Family {
     rows: &[
         Operator::of("ReduceMean", 7),
         Operator::of("ReduceSum", 7),
-        Operator::of("ReduceMax", 7),
+        Operator::of("ReduceMax", 7).note("truth values: of one or more"),
         Operator::of("ReduceMin", 7),
         Operator::of("ReduceProd", 7),
         Operator::of("ReduceL1", 7),
