@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::options::{AdapterArgs, AugmentArgs, ModelArgs, ModelDetails, Recipe, read_dataset};
+use super::options::{AdapterArgs, AugmentArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset};
 use super::{memory, report};
 use crate::graph::Head;
 use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError, sweep};
@@ -108,7 +108,7 @@ pub(super) struct TrainingArgs {
     #[arg(long)]
     pub(super) epochs: Option<usize>,
     /// Peak learning rate, or auto: short trials on cross-validation inside the data (or on --valid) [default: 1e-2 for
-    /// sound, 3e-3 for the rest and for models of one score]
+    /// sound; 3e-3 for the rest, for layers of a network with LayerNormalization and for models of one score]
     #[arg(long, value_name = "X|auto", value_parser = parse_rate)]
     pub(super) lr: Option<Rate>,
     /// Clips a step
@@ -145,10 +145,6 @@ pub(super) struct TrainingArgs {
     #[arg(long, default_value_t = 10)]
     pub(super) patience: usize,
 }
-
-/// Rate for a model of one score, whatever its input: at 1e-2, two of four wake words taught to a head's wide first layer
-/// from 5 and 10 clips came to accept every clip (tests/protocols/wakeword.py).
-const ONE_SCORE_RATE: f32 = 3e-3;
 
 /// `--lr`.
 #[derive(Clone, Copy, Debug)]
@@ -273,8 +269,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let (augment, variants) = args.augment.augment(kind);
     augment.check()?;
     let mut config = args.training.config(kind);
-    if model.graph().values[model.ending().logits].len() == 1 && args.training.lr.is_none() {
-        config.rate = ONE_SCORE_RATE;
+    if args.training.lr.is_none() {
+        config.rate = default_rate(&model, &args.adapter.sites);
     }
     config.check()?;
     let mut adapter = model.new_adapter(&args.adapter.spec(), args.training.seed)?;

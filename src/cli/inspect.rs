@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use self::dry_run::{DryRun, dry_run};
 use self::picture::thousands;
-use super::options::{AdapterArgs, ModelDetails, Recipe};
+use super::options::{AdapterArgs, ModelDetails, Recipe, default_rate};
 use super::report;
 use crate::Model;
 use crate::graph::{Choice, Graph, NodeId, Site, SiteKind, ValueId};
@@ -141,6 +141,8 @@ struct Cost {
     measured: DryRun,
     clips: usize,
     variants: usize,
+    /// What adapt takes where `--lr` names none.
+    learning_rate: f32,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -260,6 +262,7 @@ fn cost(model: &Model, args: &Args, chosen: &[Site], variants: usize) -> anyhow:
         measured: dry_run(model, &mut trainer, batch, args.threads, args.clips * variants)?,
         clips: args.clips,
         variants,
+        learning_rate: default_rate(model, &args.adapter.sites),
     };
     Ok((cost, trainer.parameters()))
 }
@@ -391,10 +394,11 @@ fn print(i: &Inspection) -> anyhow::Result<()> {
             t.threads
         ))?;
         report::line(&format!(
-            "  adapt on {} clips in {} version(s): about {:.1} MiB of memory",
+            "  adapt on {} clips in {} version(s): about {:.1} MiB of memory, rate {:e}",
             t.clips,
             t.variants,
-            t.measured.peak_rss_bytes as f64 / 1048576.0
+            t.measured.peak_rss_bytes as f64 / 1048576.0,
+            t.learning_rate
         ))?;
     }
     i.cannot_train.iter().try_for_each(|why| report::line(&format!("cannot train: {why}")))

@@ -248,7 +248,8 @@ impl Operator for Unary {
             }),
             UnaryKind::Exp => add(dx, dy, y, |dy, y| dy * y),
             UnaryKind::Log => add(dx, dy, x[0], |dy, x| dy / x),
-            UnaryKind::Sqrt => add(dx, dy, y, |dy, y| dy / (2.0 * y)),
+            // Silence gives √0, which a floor behind it (Max, Clip) hides: a gradient of zero stays zero there.
+            UnaryKind::Sqrt => add(dx, dy, y, |dy, y| if dy == 0.0 { 0.0 } else { dy / (2.0 * y) }),
             UnaryKind::Reciprocal => add(dx, dy, y, |dy, y| -dy * (y * y)),
         }
     }
@@ -369,6 +370,15 @@ mod tests {
         assert_eq!((y[0], y[1], y[3], y[4], y[5]), (0.0, 0.0, 0.5, 1.0, 1.0));
         assert!((f64::from(y[2]) / (-80f64).exp() - 1.0).abs() < 1e-6, "the lower tail is exact");
         assert_eq!(forward(UnaryKind::Clip { min: 2.0, max: 1.0 }, &[0.0, 1.5, 3.0]), [1.0; 3]);
+    }
+
+    #[test]
+    fn a_gradient_of_zero_passes_the_root_of_zero() {
+        let op = Unary::new(UnaryKind::Sqrt, 3);
+        let mut dx = [1.0, 1.0, 1.0];
+        let y = [0.0, 0.0, 2.0];
+        op.vjp(&[&[]], &y, &y, &mut [0.0, 3.0, 8.0], &mut [Some(&mut dx)], &mut []);
+        assert_eq!(dx, [1.0, f32::INFINITY, 3.0]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 """Writes the CSV files of the FSDD protocol (data/fsdd/PROTOCOL.md of the shared folder).
 
 usage: fsdd.py FSDD_FOLDER OUT
-For each adapted speaker: OUT/SPEAKER-train-K.csv (indices 50-K .. 49, K = 3, 5, 10) and OUT/SPEAKER-test.csv (0 .. 39).
+For each adapted speaker: OUT/SPEAKER-train-K.csv (indices 50-K .. 49, K = 3, 5, 10) and OUT/SPEAKER-test.csv (0 .. 39);
+to choose a rate inside the five: OUT/SPEAKER-fit.csv (45 .. 47) and OUT/SPEAKER-valid.csv (48, 49).
 For the US speakers: OUT/us-test.csv (0 .. 4), OUT/us-replay.csv (5 .. 14), OUT/us-train.csv (5 .. 49).
 """
 import csv
@@ -29,6 +30,8 @@ def write(name, speakers, indices):
 for speaker in ["nicolas", "yweweler"]:
     for k in [3, 5, 10]:
         write(f"{speaker}-train-{k}", [speaker], range(50 - k, 50))
+    write(f"{speaker}-fit", [speaker], range(45, 48))
+    write(f"{speaker}-valid", [speaker], range(48, 50))
     write(f"{speaker}-test", [speaker], range(40))
 write("us-test", ["jackson", "theo"], range(5))
 write("us-replay", ["jackson", "theo"], range(5, 15))

@@ -1,10 +1,11 @@
 """The FSDD protocol (data/fsdd/PROTOCOL.md of the shared folder) on KWT-1 with PyTorch and PEFT: what accentor's figures stand beside.
 
-usage: fsdd_torch.py BASE.onnx KWT1_FRONTEND.onnx CSV_FOLDER [--seeds 3] [--methods head,lora,lora+head] [--rates 1e-3,5e-3,2e-2]
+usage: fsdd_torch.py SHARED OUT [--seeds 5] [--methods head,lora,lora+head] [--rates 1e-3,2e-3,5e-3,1e-2]
 
-BASE.onnx is kwt1_features with ten digits, made as fsdd_kwt1.sh makes it; CSV_FOLDER is filled by fsdd.py. Features come from the ONNX front
-end through ONNX Runtime. 30 epochs, batch 16, AdamW, one-cycle, frames rolled by up to 60 ms; rank 8, alpha 16 on every MatMul and the head.
-The rate is the best on the first speaker with seed 0. Needs tests/reference/requirements.txt and scipy.
+OUT is the folder that fsdd_kwt1.py filled: the base is OUT/base/kwt1_digits.onnx, the tables are in OUT/csv, and the rate is chosen by
+its rule. Features come from the ONNX front end through ONNX Runtime. 30 epochs, batch 16, AdamW, one-cycle, frames rolled by up to
+60 ms; rank 8, alpha 16 on every MatMul and the head; PEFT's modules where it has some, else LoRA written in twin.py.
+Needs tests/reference/requirements.txt and scipy.
 """
 import argparse
 import csv
@@ -21,6 +22,8 @@ from scipy.signal import resample_poly
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "reference"))
 from twin import Twin  # noqa: E402
+
+from fsdd_kwt1 import CHOOSING_SEED, METHODS, SPEAKERS, choose, show, show_choice  # noqa: E402
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 EPOCHS, BATCH, RANK, ROLL = 30, 16, 8, 6  # frames of 10 ms
@@ -76,41 +79,50 @@ def train(base, method, rate, seed, x, y):
     return twin
 
 
-def accuracy(twin, x, y):
+def evaluate(twin, x, y):
+    """(clips found, clips, cross-entropy)."""
     with torch.no_grad():
-        found = torch.cat([twin(part)["logits"].argmax(1) for part in x.split(50)])
-    return float((found == y).float().mean())
+        logits = torch.cat([twin(part)["logits"] for part in x.split(50)])
+    return int((logits.argmax(1) == y).sum()), len(y), float(F.cross_entropy(logits, y))
+
+
+def accuracy(twin, x, y):
+    found, count, _ = evaluate(twin, x, y)
+    return found / count
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("base")
-    parser.add_argument("front_end")
-    parser.add_argument("tables", type=pathlib.Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", default="head,lora,lora+head")
-    parser.add_argument("--rates", default="1e-3,5e-3,2e-2")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shared", type=pathlib.Path)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--rates", default="1e-3,2e-3,5e-3,1e-2")
     args = parser.parse_args()
-    session = onnxruntime.InferenceSession(args.front_end)
-    load = lambda name: features(session, args.tables / f"{name}.csv")  # noqa: E731
-    speakers = {s: (load(f"{s}-train-5"), load(f"{s}-test")) for s in ("nicolas", "yweweler")}
-    us = load("us-test")
-    base = Twin(args.base, torch.float32)
-    print("base", *(f"{s} {accuracy(base, *test):.3f}" for s, (_, test) in speakers.items()), f"us {accuracy(base, *us):.3f}", flush=True)
+    session = onnxruntime.InferenceSession(args.shared / "models/kwt1_frontend.onnx")
+    load = lambda name: features(session, args.out / f"csv/{name}.csv")  # noqa: E731
+    base, us = str(args.out / "base/kwt1_digits.onnx"), load("us-test")
+    tests = {speaker: load(f"{speaker}-test") for speaker in SPEAKERS}
+    frozen = Twin(base, torch.float32)
+    print("base", *(f"{s} {accuracy(frozen, *test):.3f}" for s, test in tests.items()), f"us {accuracy(frozen, *us):.3f}", flush=True)
     for method in args.methods.split(","):
-        rates = [float(r) for r in args.rates.split(",")]
-        (first, (taught, test)) = next(iter(speakers.items()))
-        tried = {r: accuracy(train(args.base, method, r, 0, *taught), *test) for r in rates} if len(rates) > 1 else {rates[0]: 0.0}
-        rate = max(tried, key=tried.get)
-        print(method, "rates", tried, flush=True)
-        for speaker, (taught, test) in speakers.items():
-            found, kept, start = [], [], time.monotonic()
+        tried = {float(rate): [] for rate in args.rates.split(",")}
+        for speaker in SPEAKERS:
+            fit, valid = load(f"{speaker}-fit"), load(f"{speaker}-valid")
+            for rate in tried:
+                tried[rate].append(evaluate(train(base, method, rate, CHOOSING_SEED, *fit), *valid))
+        rate = choose(tried)
+        show_choice(method, tried)
+        for speaker, test in tests.items():
+            taught = load(f"{speaker}-train-5")
+            found, kept, seconds = [], [], []
             for seed in range(args.seeds):
-                twin = train(args.base, method, rate, seed, *taught)
+                start = time.monotonic()
+                twin = train(base, method, rate, seed, *taught)
+                seconds.append(time.monotonic() - start)
                 found.append(accuracy(twin, *test))
                 kept.append(accuracy(twin, *us))
-            print(f"{method} {speaker} rate {rate} accuracy {np.mean(found):.3f} ± {np.std(found):.3f} {found} us {np.mean(kept):.3f} "
-                  f"{(time.monotonic() - start) / args.seeds:.0f} s a run", flush=True)
+            show(method, speaker, rate, found, kept, seconds)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ use crate::Model;
 use crate::cli::memory;
 use crate::train::{Clip, PARTS, Trainer};
 
-/// Timed this often; the least counts.
-const REPEATS: usize = 3;
-/// An example is held as it was read, as the copy that is cached, and as what the prefix gives for it.
+/// A step is timed this often at least, and until they took so long together, or many were made; the least counts.
+const REPEATS: usize = 2;
+const REPEATS_MS: f64 = 200.0;
+const MOST_REPEATS: usize = 20;
+/// While the prefix runs an example is held as it was read, as the copy that is cached, and as what the prefix gives for it.
 const COPIES: usize = 2;
 
 /// What a dry run says.
@@ -42,31 +44,33 @@ pub(super) fn dry_run(
     let prefix_ms = if trainer.prefix().is_some() { started.elapsed().as_secs_f64() * 1e3 } else { 0.0 };
     // Where nothing is frozen the cached clip is the input itself.
     let clip: Clip = (cached.input(0, 0), 0);
-    let one = least(|| trainer.gradient(&[clip]).map(|_| ()))?;
-    let each = [clip; PARTS];
-    let parts = least(|| trainer.gradient(&each[..PARTS.min(batch)]).map(|_| ()))?;
-    // A round is a clip of each thread; what a step costs besides is there once.
-    let workers = threads.clamp(1, PARTS);
-    let rounds = PARTS.min(batch).div_ceil(workers);
-    let a_round = if rounds > 1 { (parts - one).max(0.0) / (rounds - 1) as f64 } else { parts };
-    let step_ms = (one - a_round).max(0.0) + a_round * rounds_of(batch, workers) as f64;
-    let held = inputs * (COPIES * input_len + trainer.cached_len()) * size_of::<f32>();
-    let peak_rss_bytes = memory::peak_rss_bytes().max(memory::rss_bytes() + held as u64);
+    let clips = vec![clip; batch];
+    let step_ms = least(|| trainer.step(&clips, 0.0).map(|_| ()))?;
+    let held = |floats: usize| (inputs * floats * size_of::<f32>()) as u64;
+    let arenas =
+        threads.clamp(1, PARTS) * (trainer.arena_bytes() + trainer.plan().accumulators_len() * size_of::<f32>());
+    // Each evaluation counts labels against labels: the one before is there all along, the one after at the end.
+    let confusion = (model.labels().len().pow(2) * size_of::<usize>()) as u64;
+    let now = memory::rss_bytes();
+    // While the prefix runs, no arena of a step has been touched; then what it read is let go.
+    let caching = now.saturating_sub(arenas as u64) + held(COPIES * input_len + trainer.cached_len()) + confusion;
+    let training = now + held(input_len + trainer.cached_len()) + confusion;
+    let evaluating = now + held(input_len) + 2 * confusion;
+    let peak_rss_bytes = [caching, training, evaluating].into_iter().fold(memory::peak_rss_bytes(), u64::max);
     Ok(DryRun { peak_rss_bytes, step_ms, prefix_ms })
 }
 
-/// Clips that the busiest thread goes through, one after the other.
-fn rounds_of(batch: usize, workers: usize) -> usize {
-    let part = batch.div_ceil(PARTS);
-    batch.div_ceil(part * workers) * part
-}
-
 fn least<E>(mut f: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
-    let mut best = f64::INFINITY;
-    for _ in 0..REPEATS {
+    let (mut best, mut total) = (f64::INFINITY, 0.0);
+    for repeat in 0..MOST_REPEATS {
+        if repeat >= REPEATS && total > REPEATS_MS {
+            break;
+        }
         let started = Instant::now();
         f()?;
-        best = best.min(started.elapsed().as_secs_f64() * 1e3);
+        let took = started.elapsed().as_secs_f64() * 1e3;
+        best = best.min(took);
+        total += took;
     }
     Ok(best)
 }
