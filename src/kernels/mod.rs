@@ -7,3 +7,4 @@ pub mod conv_geometry;
 pub mod depthwise;
 pub mod elementary;
 pub mod gemm;
+pub mod integers;
