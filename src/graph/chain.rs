@@ -461,6 +461,7 @@ pub(crate) fn fill(dims: &[Option<usize>], fed: &[usize]) -> Option<Vec<usize>> 
 mod tests {
     use super::*;
 
+    #[cfg(feature = "onnx")]
     #[test]
     fn open_dimensions_are_what_is_fed() {
         for (dims, fed, filled) in [

@@ -2,7 +2,8 @@
 //!
 //! A tile of `MR` rows and `NV` vectors of C stays in registers while the loop runs over `k`; each step loads `NV`
 //! vectors of a row of B and broadcasts `MR` values of A (Goto and van de Geijn, "Anatomy of high-performance matrix
-//! multiplication", 2008, without the packing: our B panels are weights of some kilobytes that stay in L1 and L2).
+//! multiplication", 2008). Weights are packed once ([`pack`]): panels of as many columns as a tile has stand row behind row,
+//! so that the loop reads B in one stream; other matrices are read where they stand.
 //! Each element of C is one chain of multiply-adds in the order of `k`: its value depends neither on the tile in
 //! which it falls nor on the number of threads.
 //!
@@ -46,10 +47,63 @@ impl Walk {
         Self { inner: usize::MAX, step, jump: 0 }
     }
 
+    /// Where the indices from `i` on stand.
     #[inline(always)]
+    fn places<const N: usize>(self, i: usize, places: &mut [usize; N]) {
+        if i + N <= self.inner {
+            for (r, place) in places.iter_mut().enumerate() {
+                *place = (i + r) * self.step;
+            }
+            return;
+        }
+        let (mut inner, mut outer) = (i % self.inner, i / self.inner * self.jump);
+        for place in places {
+            *place = inner * self.step + outer;
+            inner += 1;
+            if inner == self.inner {
+                (inner, outer) = (0, outer + self.jump);
+            }
+        }
+    }
+
+    #[cfg(test)]
     fn at(self, i: usize) -> usize {
         if i < self.inner { i * self.step } else { i % self.inner * self.step + i / self.inner * self.jump }
     }
+}
+
+/// How the rows of B stand.
+#[derive(Clone, Copy, Debug)]
+enum Rows {
+    Walk(Walk),
+    /// As [`pack`] leaves them; then the columns of A stand side by side.
+    Packed,
+}
+
+/// Columns of a panel of packed weights: those of the main tile.
+pub fn panel() -> usize {
+    let lanes = Lanes.dispatch();
+    wide(lanes) * lanes
+}
+
+/// Packs `b [k, n]`: column j goes to the panel j / [`panel`]; a panel is `[k, its columns]`, the last may be narrower. What
+/// is packed has the length of `b`.
+///
+/// # Panics
+/// If a slice is shorter than `k · n`.
+pub fn pack(k: usize, n: usize, b: &[f32], packed: &mut [f32]) {
+    for (columns, at) in panels(k, n) {
+        let width = columns.len();
+        for (row, to) in packed[at..at + k * width].chunks_exact_mut(width).enumerate() {
+            to.copy_from_slice(&b[row * n + columns.start..][..width]);
+        }
+    }
+}
+
+/// The panels of a packed `[k, n]`: their columns, and where each begins.
+pub fn panels(k: usize, n: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let width = panel();
+    (0..n).step_by(width).map(move |start| (start..n.min(start + width), start * k))
 }
 
 /// Where a matrix stands.
@@ -123,7 +177,25 @@ pub fn gemm_walk(
     c_row: usize,
     clamp: Option<[f32; 2]>,
 ) {
-    product(start, m, n, k, a, b, b_rows, c, c_row, clamp, false);
+    product(start, m, n, k, a, b, Rows::Walk(b_rows), c, c_row, clamp, false);
+}
+
+/// [`gemm_walk`] with a packed B ([`pack`]); the values of a row of A stand side by side (`a.columns.step` is 1).
+///
+/// # Panics
+/// If a slice is too short for its sizes, or A's columns stand elsewhere.
+pub fn gemm_packed(
+    start: Start,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Matrix,
+    b: &[f32],
+    c: &mut [f32],
+    c_row: usize,
+    clamp: Option<[f32; 2]>,
+) {
+    product(start, m, n, k, a, b, Rows::Packed, c, c_row, clamp, false);
 }
 
 /// [`gemm_walk`]; `generic` takes the token without SIMD, for the tests.
@@ -134,7 +206,7 @@ fn product(
     k: usize,
     a: Matrix,
     b: &[f32],
-    b_rows: Walk,
+    b_rows: Rows,
     c: &mut [f32],
     c_row: usize,
     clamp: Option<[f32; 2]>,
@@ -143,6 +215,13 @@ fn product(
     if m == 0 || n == 0 {
         return;
     }
+    let lanes = on(generic, Lanes);
+    let wide = wide(lanes);
+    let (b_rows, panel) = match b_rows {
+        Rows::Walk(walk) => (walk, usize::MAX),
+        Rows::Packed => (Walk::even(0), wide * lanes),
+    };
+    assert!(panel == usize::MAX || a.columns.step == 1, "packed weights want the values of a row side by side");
     let one_level = |walk: Walk| walk.inner >= k;
     let inner = a.columns.inner.min(b_rows.inner).min(k).max(1);
     let fits = |walk: Walk| one_level(walk) || walk.inner == inner;
@@ -161,13 +240,11 @@ fn product(
         b,
         b_row: b_rows.step,
         b_jump: jump(b_rows),
+        panel,
         c_row,
         clamp,
         generic,
     };
-    let lanes = on(generic, Lanes);
-    // Rows of a tile times vectors: 12 accumulators of the 16 registers of AVX2, up to 24 of 32 elsewhere.
-    let wide = if lanes == 8 { 2 } else { 4 };
     let main = m - m % ROWS;
     cover(&size, c, 0..main, ROWS, wide, lanes);
     let widest = match m - main {
@@ -176,6 +253,11 @@ fn product(
         _ => wide,
     };
     cover(&size, c, main..m, m - main, widest, lanes);
+}
+
+/// Vectors of the main tile: with its rows, 12 accumulators of the 16 registers of AVX2, up to 24 of 32 elsewhere.
+fn wide(lanes: usize) -> usize {
+    if lanes == 8 { 2 } else { 4 }
 }
 
 /// Rows of a tile.
@@ -250,8 +332,23 @@ fn run<const MR: usize, const NV: usize, const TAIL: bool>(
     rows: Range<usize>,
     columns: Range<usize>,
 ) {
-    on(size.generic, Tiles::<MR, NV, TAIL> { size, c, rows, columns });
+    let width = if TAIL { columns.len() } else { NV * on(size.generic, Lanes) };
+    let streams = size.a_col == 1 && !TAIL;
+    if streams && size.panel < width {
+        on(size.generic, Tiles::<MR, NV, TAIL, PANELS> { size, c, rows, columns });
+    } else if streams && size.columns(columns.start).row == width {
+        on(size.generic, Tiles::<MR, NV, TAIL, STREAM> { size, c, rows, columns });
+    } else {
+        on(size.generic, Tiles::<MR, NV, TAIL, WALK> { size, c, rows, columns });
+    }
 }
+
+/// B as its walk says.
+const WALK: u8 = 0;
+/// The rows of B that a tile reads stand one behind the other: one stream without a check a step.
+const STREAM: u8 = 1;
+/// Several full panels side by side.
+const PANELS: u8 = 2;
 
 fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
     if generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
@@ -284,19 +381,42 @@ struct Sizes<'a> {
     b: &'a [f32],
     b_row: usize,
     b_jump: usize,
+    /// Columns of a panel, where B is packed; else more than there are.
+    panel: usize,
     c_row: usize,
     clamp: Option<[f32; 2]>,
     generic: bool,
 }
 
-struct Tiles<'a, const MR: usize, const NV: usize, const TAIL: bool> {
+/// B from one column on.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    b: &'a [f32],
+    row: usize,
+    jump: usize,
+}
+
+impl<'a> Sizes<'a> {
+    #[inline(always)]
+    fn columns(&self, j: usize) -> Columns<'a> {
+        if self.panel == usize::MAX {
+            return Columns { b: self.b.get(j..).unwrap_or_default(), row: self.b_row, jump: self.b_jump };
+        }
+        let first = j / self.panel * self.panel;
+        let row = self.panel.min(self.n - first);
+        let k = self.outer * self.inner;
+        Columns { b: self.b.get(first * k + (j - first)..).unwrap_or_default(), row, jump: row * self.inner }
+    }
+}
+
+struct Tiles<'a, const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8> {
     size: &'a Sizes<'a>,
     c: &'a mut [f32],
     rows: Range<usize>,
     columns: Range<usize>,
 }
 
-impl<const MR: usize, const NV: usize, const TAIL: bool> SimdOp for Tiles<'_, MR, NV, TAIL> {
+impl<const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8> SimdOp for Tiles<'_, MR, NV, TAIL, KIND> {
     type Output = ();
 
     #[inline(always)]
@@ -304,9 +424,10 @@ impl<const MR: usize, const NV: usize, const TAIL: bool> SimdOp for Tiles<'_, MR
         let width = if TAIL { self.columns.len() } else { NV * isa.f32().len() };
         let mut j = self.columns.start;
         while j < self.columns.end {
+            let columns = self.size.columns(j);
             let mut i = self.rows.start;
             while i < self.rows.end {
-                tile::<I, MR, NV, TAIL>(isa, self.size, self.c, i, j, width);
+                tile::<I, MR, NV, TAIL, KIND>(isa, self.size, columns, self.c, i, j, width);
                 i += MR;
             }
             j += width;
@@ -314,10 +435,21 @@ impl<const MR: usize, const NV: usize, const TAIL: bool> SimdOp for Tiles<'_, MR
     }
 }
 
+/// `inner` values of each row, from `at` behind its base.
 #[inline(always)]
-fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(
+fn rows_of<'a, const MR: usize>(a: &'a [f32], bases: &[usize; MR], at: usize, inner: usize) -> [&'a [f32]; MR] {
+    let mut rows = [&a[..0]; MR];
+    for (row, base) in rows.iter_mut().zip(bases) {
+        *row = &a[base + at..][..inner];
+    }
+    rows
+}
+
+#[inline(always)]
+fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8>(
     isa: I,
     size: &Sizes,
+    columns: Columns,
     c: &mut [f32],
     i: usize,
     j: usize,
@@ -325,7 +457,8 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(
 ) {
     let ops = isa.f32();
     let lanes = ops.len();
-    let Sizes { start, outer, inner, a, a_rows, a_col, a_jump, b, b_row, b_jump, c_row, clamp, .. } = *size;
+    let Sizes { start, outer, inner, a, a_rows, a_col, a_jump, panel, c_row, clamp, .. } = *size;
+    let Columns { b, row: b_row, jump: b_jump } = columns;
     let mut acc = [[ops.zero(); NV]; MR];
     match start {
         Start::Zero => {}
@@ -348,18 +481,36 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(
         }
     }
     let mut bases = [0; MR];
-    for (r, base) in bases.iter_mut().enumerate() {
-        *base = a_rows.at(i + r);
-    }
-    // Rows of A side by side: the values of one step are read as one slice.
-    let side_by_side = a_col != 1 && (1..MR).all(|r| bases[r] == bases[0] + r);
+    a_rows.places(i, &mut bases);
     for s in 0..outer {
-        let b = &b[s * b_jump + j..];
-        if a_col == 1 {
-            let mut rows = [&a[..0]; MR];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = &a[bases[r] + s * a_jump..][..inner];
+        let b = &b[s * b_jump..];
+        if KIND == STREAM {
+            let rows = rows_of::<MR>(a, &bases, s * a_jump, inner);
+            for (p, b) in (0..inner).zip(b.chunks_exact(width)) {
+                let mut bv = [ops.zero(); NV];
+                for (v, bv) in bv.iter_mut().enumerate() {
+                    *bv = ops.load(&b[v * lanes..]);
+                }
+                for r in 0..MR {
+                    let a = ops.splat(rows[r][p]);
+                    for v in 0..NV {
+                        acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
+                    }
+                }
             }
+        } else if KIND == PANELS {
+            let rows = rows_of::<MR>(a, &bases, s * a_jump, inner);
+            for p in 0..inner {
+                for v in 0..NV {
+                    let at = v * lanes / panel * (panel * outer * inner) + v * lanes % panel;
+                    let bv = ops.load(&b[at + p * b_row..]);
+                    for r in 0..MR {
+                        acc[r][v] = ops.mul_add(ops.splat(rows[r][p]), bv, acc[r][v]);
+                    }
+                }
+            }
+        } else if a_col == 1 {
+            let rows = rows_of::<MR>(a, &bases, s * a_jump, inner);
             for p in 0..inner {
                 let b = &b[p * b_row..][..width];
                 let mut bv = [ops.zero(); NV];
@@ -373,7 +524,8 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(
                     }
                 }
             }
-        } else if side_by_side {
+        } else if (1..MR).all(|r| bases[r] == bases[0] + r) {
+            // Rows of A side by side: the values of one step are read as one slice.
             for p in 0..inner {
                 let b = &b[p * b_row..][..width];
                 let a = &a[bases[0] + s * a_jump + p * a_col..][..MR];
@@ -405,8 +557,13 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool>(
         let (low, high) = (ops.splat(low), ops.splat(high));
         for acc in &mut acc {
             for acc in acc.iter_mut() {
-                *acc = ops.select(low, *acc, ops.lt(*acc, low));
-                *acc = ops.select(high, *acc, ops.gt(*acc, high));
+                *acc = if lanes > 4 {
+                    // AVX gives the second operand where one is not a number.
+                    ops.min(high, ops.max(low, *acc))
+                } else {
+                    let bounded = ops.select(low, *acc, ops.lt(*acc, low));
+                    ops.select(high, bounded, ops.gt(bounded, high))
+                };
             }
         }
     }
@@ -448,7 +605,7 @@ mod tests {
             let c0 = values(4, m * (n + 1) + 1);
             let mut c = c0.clone();
             let matrix = Matrix { values: &a[1..], rows: Walk::even(a_row), columns: Walk::even(a_col) };
-            product(start, m, n, k, matrix, &b[1..], Walk::even(n + 2), &mut c[1..], n + 1, None, generic);
+            product(start, m, n, k, matrix, &b[1..], Rows::Walk(Walk::even(n + 2)), &mut c[1..], n + 1, None, generic);
             let mut expected = c0.clone();
             for i in 0..m {
                 for j in 0..n {
@@ -462,6 +619,13 @@ mod tests {
                     }
                     expected[1 + i * (n + 1) + j] = sum as f32;
                 }
+            }
+            if !generic && !transposed {
+                let rows: Vec<f32> = (0..k).flat_map(|p| b[1 + p * (n + 2)..][..n].to_vec()).collect();
+                let (mut packed, mut from_packed) = (vec![0.0; k * n], c0.clone());
+                pack(k, n, &rows, &mut packed);
+                gemm_packed(start, m, n, k, matrix, &packed, &mut from_packed[1..], n + 1, None);
+                assert_eq!(c, from_packed, "{m}x{n}x{k} packed");
             }
             for (got, want) in c.iter().zip(&expected) {
                 assert!(((got - want).abs() as f64) <= RELATIVE * (k as f64 + 1.0), "{m}x{n}x{k}: {got} {want}");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rten_simd::{Isa, SimdOp};
 
-use super::gemm::{Matrix, Start, Walk, gemm_walk};
+use super::gemm::{Matrix, Start, Walk, gemm_packed, panel};
 
 /// Steps of k in a tile.
 const DEPTH: usize = 256;
@@ -99,7 +99,7 @@ impl Integers {
     /// The real values of the transpose, row-major.
     pub fn turned_values(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.columns];
-        self.tile(0..self.columns, 0..self.rows, true, &mut out);
+        self.tile(0..self.columns, 0..self.rows, true, self.rows, &mut out);
         out
     }
 
@@ -150,9 +150,10 @@ impl Integers {
         }
     }
 
-    /// Rows `depth` and columns `width` as floats, row-major; of the transpose where `turned`.
-    fn tile(&self, depth: Range<usize>, width: Range<usize>, turned: bool, out: &mut [f32]) {
-        Tile { of: self, depth, width, turned, out }.dispatch();
+    /// Rows `depth` and columns `width` as floats, of the transpose where `turned`; in panels of so many columns, each
+    /// row-major and of all rows.
+    fn tile(&self, depth: Range<usize>, width: Range<usize>, turned: bool, panel: usize, out: &mut [f32]) {
+        Tile { of: self, depth, width, turned, panel: panel.max(1), out }.dispatch();
     }
 
     /// Scratch values for [`Integers::product`].
@@ -189,11 +190,10 @@ impl Integers {
                     start => start,
                 };
                 let tile = &mut work[..depth.len() * width.len()];
-                self.tile(depth.clone(), width.clone(), turned, tile);
+                self.tile(depth.clone(), width.clone(), turned, panel(), tile);
                 let a = Matrix { values: &a[p..], rows: Walk::even(a_row), columns: Walk::even(1) };
                 let clamp = clamp.filter(|_| depth.end == k);
-                let rows = Walk::even(width.len());
-                gemm_walk(start, m, width.len(), depth.len(), a, tile, rows, &mut c[j..], c_row, clamp);
+                gemm_packed(start, m, width.len(), depth.len(), a, tile, &mut c[j..], c_row, clamp);
             }
         }
     }
@@ -205,6 +205,7 @@ struct Tile<'a> {
     depth: Range<usize>,
     width: Range<usize>,
     turned: bool,
+    panel: usize,
     out: &'a mut [f32],
 }
 
@@ -213,26 +214,44 @@ impl SimdOp for Tile<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, _isa: I) {
-        let Self { of, depth, width, turned, out } = self;
-        let n = width.len().max(1);
+        let Self { of, depth, width, turned, panel, out } = self;
+        let (k, n) = (depth.len(), width.len());
+        // Whole panels before column j, and the columns of its own.
+        let place = |j: usize| (j / panel * panel, panel.min(n - j / panel * panel));
         if !turned {
-            for (row, out) in depth.zip(out.chunks_exact_mut(n)) {
-                of.read(row, width.clone(), out);
+            let mut line = [0.0; WIDTH];
+            for start in (0..n).step_by(WIDTH) {
+                let columns = start..(start + WIDTH).min(n);
+                for (p, row) in depth.clone().enumerate() {
+                    let line = &mut line[..columns.len()];
+                    of.read(row, width.start + columns.start..width.start + columns.end, line);
+                    let mut j = columns.start;
+                    while j < columns.end {
+                        let (first, own) = place(j);
+                        let end = columns.end.min(first + own);
+                        let to = &mut out[first * k + p * own + (j - first)..][..end - j];
+                        to.copy_from_slice(&line[j - columns.start..end - columns.start]);
+                        j = end;
+                    }
+                }
             }
             return;
         }
         let mut lines = [[0.0; DEPTH]; LINES];
-        for (at, part) in depth.clone().step_by(DEPTH).enumerate() {
-            let part = part..(part + DEPTH).min(depth.end);
-            let out = &mut out[at * DEPTH * n..];
-            for j in (0..width.len()).step_by(LINES) {
-                let count = LINES.min(width.len() - j);
+        for part in (0..k).step_by(DEPTH) {
+            let part = part..(part + DEPTH).min(k);
+            let mut j = 0;
+            while j < n {
+                let (first, own) = place(j);
+                let count = LINES.min(first + own - j);
                 for (line, row) in lines.iter_mut().zip(width.start + j..).take(count) {
-                    of.read(row, part.clone(), &mut line[..part.len()]);
+                    let line = &mut line[..part.len()];
+                    of.read(row, depth.start + part.start..depth.start + part.end, line);
                 }
+                let out = &mut out[first * k + part.start * own + (j - first)..];
                 if count == LINES {
                     for p in 0..part.len() {
-                        let out = &mut out[p * n + j..][..LINES];
+                        let out = &mut out[p * own..][..LINES];
                         for (out, line) in out.iter_mut().zip(&lines) {
                             *out = line[p];
                         }
@@ -240,10 +259,11 @@ impl SimdOp for Tile<'_> {
                 } else {
                     for (r, line) in lines.iter().take(count).enumerate() {
                         for (p, value) in line[..part.len()].iter().enumerate() {
-                            out[p * n + j + r] = *value;
+                            out[p * own + r] = *value;
                         }
                     }
                 }
+                j += count;
             }
         }
     }

@@ -8,3 +8,4 @@ pub mod depthwise;
 pub mod elementary;
 pub mod gemm;
 pub mod integers;
+pub mod mask;

@@ -128,9 +128,9 @@ mod tests {
             let matrix = Arc::new(plain.scaled([rows, columns], [1e-3].into(), &[128.0]).unwrap());
             let bias = values(2, n);
             let w = if turned { matrix.turned_values() } else { matrix.values() };
-            let floats = ConvWeights { w, wt: vec![], bias: bias.clone() };
-            let conv =
-                Conv { geometry: ConvGeometry::dense(m, k, n), activation: Activation::Relu, output_kept: false };
+            let geometry = ConvGeometry::dense(m, k, n);
+            let floats = ConvWeights::new(&geometry, &w, bias.clone());
+            let conv = Conv { geometry, activation: Activation::Relu, output_kept: false };
             let weights = Arc::new(IntegerWeights { matrix, turned, bias });
             let beside = SiteStep::integers(conv.clone(), weights, rank, 0.5);
             let adaptation = Adaptation::LowRank { rank, scale: 0.5 };

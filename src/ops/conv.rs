@@ -14,8 +14,8 @@
 //! |---|---|
 //! | x | `[height, width, input_channels]` |
 //! | y, dy | `[out_height, out_width, output_channels]` |
-//! | w | `[groups][patch, group_outputs]`, patch = `[kernel_h, kernel_w, group_inputs]` |
-//! | wt | `[groups][group_outputs, patch]`; where the input gradient is a convolution, `[kernel_h, kernel_w, outputs, inputs]`, taps reversed |
+//! | w | `[groups][patch, group_outputs]`, patch = `[kernel_h, kernel_w, group_inputs]`; each group packed |
+//! | wt | `[groups][group_outputs, patch]`; where the input gradient is a convolution, `[kernel_h, kernel_w, outputs, inputs]`, taps reversed; packed |
 //! | a | `[rank, patch]`, rows of group g from `g * rank / groups` |
 //! | bt | `[groups][rank / groups, group_outputs]` |
 //!
@@ -26,7 +26,7 @@ use std::sync::Arc;
 use super::conv_geometry::ConvGeometry;
 use super::unary::Activation;
 use super::{Keeps, MAX_INPUTS, Operator};
-use crate::kernels::gemm::{Matrix, Start, Walk, gemm, gemm_from, gemm_walk};
+use crate::kernels::gemm::{Matrix, Start, Walk, gemm, gemm_from, gemm_packed, gemm_walk, pack, panels};
 
 /// Output positions whose patches are in memory at a time: 128 rows of a patch of some hundred values stay in L2.
 const POSITIONS: usize = 128;
@@ -34,7 +34,8 @@ const POSITIONS: usize = 128;
 /// A row of taps with at least this many values is read where it stands; for shorter ones patches are written out.
 const ROW: usize = 8;
 
-/// Weights of a convolution as the kernels read them.
+/// Weights of a convolution as the kernels read them: packed ([`pack`]), but for the layers that read rows (depthwise,
+/// recurrent, embeddings).
 #[derive(Clone, Debug, Default)]
 pub struct ConvWeights {
     /// `[groups][patch, group_outputs]`.
@@ -46,21 +47,60 @@ pub struct ConvWeights {
 }
 
 impl ConvWeights {
-    /// Fills `wt` from `w`.
+    /// Packs `rows [groups][patch, group_outputs]`.
+    pub fn new(g: &ConvGeometry, rows: &[f32], bias: Vec<f32>) -> Self {
+        let mut w = vec![0.0; rows.len()];
+        pack_groups(g, rows, &mut w);
+        Self { w, wt: Vec::new(), bias }
+    }
+
+    /// Fills the packed `wt` from the packed `w`.
     pub fn transpose(&mut self, g: &ConvGeometry) {
         let (patch, outputs) = (g.patch(), g.group_outputs());
         self.wt.resize(self.w.len(), 0.0);
-        if mirror(g).is_some() {
-            let (tap, taps) = (g.group_inputs() * outputs, g.kernel[0] * g.kernel[1]);
-            for (w, wt) in self.w.chunks_exact(tap.max(1)).zip(self.wt.chunks_exact_mut(tap.max(1)).rev()).take(taps) {
-                transpose(w, g.group_inputs(), outputs, wt);
+        // As a convolution, the way back has its taps in reverse; as a product it takes them as one.
+        let taps = if mirror(g).is_some() { g.kernel[0] * g.kernel[1] } else { 1 };
+        let inputs = patch / taps.max(1);
+        for (w, wt) in groups(g, &self.w).zip(self.wt.chunks_exact_mut((patch * outputs).max(1))) {
+            for tap in 0..taps {
+                let (from, to) = (tap * inputs, (taps - 1 - tap) * outputs);
+                for (columns, at) in panels(patch, outputs) {
+                    let width = columns.len();
+                    for (rows, to_at) in panels(taps * outputs, inputs) {
+                        let height = rows.len();
+                        for (i, o) in columns.clone().enumerate() {
+                            let wt = &mut wt[to_at + (to + o) * height..][..height];
+                            let w = &w[at + (from + rows.start) * width + i..];
+                            wt.iter_mut().zip(w.iter().step_by(width)).for_each(|(t, w)| *t = *w);
+                        }
+                    }
+                }
             }
-            return;
         }
-        for group in 0..g.groups {
-            let w = &self.w[group * patch * outputs..][..patch * outputs];
-            let wt = &mut self.wt[group * patch * outputs..][..patch * outputs];
-            transpose(w, patch, outputs, wt);
+    }
+}
+
+/// The matrices of each group.
+fn groups<'a>(g: &ConvGeometry, w: &'a [f32]) -> std::slice::ChunksExact<'a, f32> {
+    w.chunks_exact((g.patch() * g.group_outputs()).max(1))
+}
+
+/// Packs the matrix of each group.
+pub(crate) fn pack_groups(g: &ConvGeometry, rows: &[f32], packed: &mut [f32]) {
+    let len = (g.patch() * g.group_outputs()).max(1);
+    for (rows, packed) in groups(g, rows).zip(packed.chunks_exact_mut(len)) {
+        pack(g.patch(), g.group_outputs(), rows, packed);
+    }
+}
+
+/// Undoes [`pack_groups`].
+pub(crate) fn unpack_groups(g: &ConvGeometry, packed: &[f32], rows: &mut [f32]) {
+    let (patch, outputs) = (g.patch(), g.group_outputs());
+    for (packed, rows) in groups(g, packed).zip(rows.chunks_exact_mut((patch * outputs).max(1))) {
+        for (columns, at) in panels(patch, outputs) {
+            for (row, from) in packed[at..at + patch * columns.len()].chunks_exact(columns.len()).enumerate() {
+                rows[row * outputs + columns.start..][..columns.len()].copy_from_slice(from);
+            }
         }
     }
 }
@@ -160,8 +200,7 @@ impl Conv {
                 let y = &mut y[range.start * g.output_channels + group * outputs..];
                 let rows = range.len();
                 let patches = self.patches(x, group, range, work);
-                let columns = Walk::even(outputs);
-                gemm_walk(start, rows, outputs, patch, patches, w, columns, y, g.output_channels, clamp);
+                gemm_packed(start, rows, outputs, patch, patches, w, y, g.output_channels, clamp);
             }
         }
         if !saved.is_empty() {
@@ -213,25 +252,15 @@ impl Conv {
                 let dz = &dz[group * outputs..];
                 let dx = &mut dx[group * inputs..];
                 let start = if first { Start::Zero } else { Start::Add };
-                gemm_from(
-                    start,
-                    g.positions(),
-                    patch,
-                    outputs,
-                    dz,
-                    g.output_channels,
-                    1,
-                    wt,
-                    patch,
-                    dx,
-                    g.input_channels,
-                );
+                let dz = Matrix { values: dz, rows: Walk::even(g.output_channels), columns: Walk::even(1) };
+                gemm_packed(start, g.positions(), patch, outputs, dz, wt, dx, g.input_channels, None);
                 continue;
             }
             for range in chunks(g.positions(), POSITIONS) {
                 let col = &mut work[..range.len() * patch];
                 let dz = &dz[range.start * g.output_channels + group * outputs..];
-                gemm_from(Start::Zero, range.len(), patch, outputs, dz, g.output_channels, 1, wt, patch, col, patch);
+                let dz = Matrix { values: dz, rows: Walk::even(g.output_channels), columns: Walk::even(1) };
+                gemm_packed(Start::Zero, range.len(), patch, outputs, dz, wt, col, patch, None);
                 g.add_patches(col, group, range, dx);
             }
         }
@@ -345,7 +374,7 @@ fn convolve(
         let rows = range.len();
         let y = &mut y[range.start * outputs..];
         let patches = plane(g, x, range, work);
-        gemm_walk(start, rows, outputs, g.patch(), patches, w, Walk::even(outputs), y, outputs, clamp);
+        gemm_packed(start, rows, outputs, g.patch(), patches, w, y, outputs, clamp);
     }
 }
 
@@ -504,13 +533,14 @@ mod tests {
     fn frozen_layer_against_oracle_and_central_differences() {
         for (index, g) in geometries().into_iter().enumerate() {
             let x = values(index as u64, g.input_len());
-            let mut weights = ConvWeights {
-                w: values(50 + index as u64, g.groups * g.patch() * g.group_outputs()),
-                wt: vec![],
-                bias: if index % 2 == 0 { values(90, g.output_channels) } else { vec![] },
-            };
+            let rows = values(50 + index as u64, g.groups * g.patch() * g.group_outputs());
+            let bias = if index % 2 == 0 { values(90, g.output_channels) } else { vec![] };
+            let mut weights = ConvWeights::new(&g, &rows, bias);
             weights.transpose(&g);
-            let w: Vec<f64> = weights.w.iter().map(|v| *v as f64).collect();
+            let mut back = vec![0.0; rows.len()];
+            unpack_groups(&g, &weights.w, &mut back);
+            assert_eq!(back, rows);
+            let w: Vec<f64> = rows.iter().map(|v| *v as f64).collect();
             let bias: Vec<f64> = weights.bias.iter().map(|v| *v as f64).collect();
             let op = FrozenConv {
                 conv: Conv { geometry: g.clone(), activation: Activation::None, output_kept: false },

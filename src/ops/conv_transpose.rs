@@ -174,12 +174,9 @@ mod tests {
         for (index, g) in geometries.into_iter().enumerate() {
             let seed = index as u64;
             let bias = if index % 2 == 0 { values(9, g.input_channels) } else { vec![] };
-            let mut weights = ConvWeights {
-                w: values(50 + seed, g.groups * g.patch() * g.group_outputs()),
-                ..ConvWeights::default()
-            };
+            let w = values(50 + seed, g.groups * g.patch() * g.group_outputs());
+            let mut weights = ConvWeights::new(&g, &w, Vec::new());
             weights.transpose(&g);
-            let w = weights.w.clone();
             let op =
                 FrozenConvTranspose { layer: ConvTranspose::new(g.clone(), bias.clone()), weights: Arc::new(weights) };
             let x = values(seed, g.output_len());

@@ -116,7 +116,7 @@ mod tests {
         let bias = if biased { values(3, n) } else { Vec::new() };
         let geometry = ConvGeometry::dense(m, k, n);
         let w = if turned { matrix.turned_values() } else { matrix.values() };
-        let mut floats = ConvWeights { w, wt: vec![], bias: bias.clone() };
+        let mut floats = ConvWeights::new(&geometry, &w, bias.clone());
         floats.transpose(&geometry);
         let conv = Conv { geometry, activation: Activation::Relu, output_kept: false };
         let weights = Arc::new(IntegerWeights { matrix, turned, bias });

@@ -18,18 +18,13 @@
 //! kind; where it comes out of Relu, Clip, LeakyRelu or Abs, the gradient is that of the flat (for LeakyRelu the
 //! sloping) side. At the two bounds of Clip the gradient is 0, since y alone does not tell a bound from beyond it.
 
-use rten_simd::{Isa, SimdOp};
-
 use super::{Keeps, Operator};
 use crate::kernels::elementary::{exp, map, sigmoid, tanh};
-
-/// Elements whose bits share one slot of `saved`.
-const BITS: usize = 32;
+use crate::kernels::mask::{self, Open};
 
 /// What a convolution or a dense layer may apply to its output in place.
 ///
-/// A mask is one bit an element, set where the activation is not flat, [`Activation::mask_len`] slots of 32 bits each.
-/// The slots are only ever moved and never calculated with, so that any pattern of bits survives.
+/// A mask is one bit an element, set where the activation is not flat ([`crate::kernels::mask`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Activation {
     /// y = x.
@@ -48,20 +43,9 @@ pub enum Activation {
 
 impl Activation {
     /// Applies the activation in place; not a number stays.
-    #[inline]
     pub fn apply(&self, y: &mut [f32]) {
-        match *self {
-            Self::None => {}
-            Self::Relu => {
-                for y in y {
-                    *y = relu(*y);
-                }
-            }
-            Self::Clip { min, max } => {
-                for y in y {
-                    *y = clip(*y, min, max);
-                }
-            }
+        if let Some([low, high]) = self.bounds() {
+            mask::clamp_in_place(low, high, y);
         }
     }
 
@@ -74,107 +58,38 @@ impl Activation {
         }
     }
 
+    /// Where it is not flat.
+    fn open(&self) -> Option<Open> {
+        match *self {
+            Self::None => None,
+            Self::Relu => Some(Open { low: 0.0, high: None }),
+            Self::Clip { min, max } => Some(Open { low: min, high: Some(max) }),
+        }
+    }
+
     /// Slots of `saved` for the mask of `len` elements; none for [`Activation::None`].
     pub fn mask_len(&self, len: usize) -> usize {
         match self {
             Self::None => 0,
-            Self::Relu | Self::Clip { .. } => len.div_ceil(BITS),
+            Self::Relu | Self::Clip { .. } => mask::mask_len(len),
         }
     }
 
     /// Writes the mask of the activated output `y [len]` to `saved [mask_len(len)]`.
     pub fn save_mask(&self, y: &[f32], saved: &mut [f32]) {
-        match *self {
-            Self::None => {}
-            Self::Relu => with_vectors(|| save_bits(y, saved, |y| y > 0.0)),
-            Self::Clip { min, max } => with_vectors(|| save_bits(y, saved, |y| y > min && y < max)),
+        if let Some(open) = self.open() {
+            mask::save(y, open, saved);
         }
     }
 
     /// Sets `dy [len]` to zero where the activation is flat: read from the activated output `y [len]` if it is not
     /// empty, else from the mask in `saved`.
     pub fn mask_gradient(&self, y: &[f32], saved: &[f32], dy: &mut [f32]) {
-        match *self {
-            Self::None => {}
-            Self::Relu if !y.is_empty() => with_vectors(|| mask_by_output(y, dy, |y| y > 0.0)),
-            Self::Clip { min, max } if !y.is_empty() => {
-                with_vectors(|| mask_by_output(y, dy, |y| y > min && y < max));
-            }
-            Self::Relu | Self::Clip { .. } => with_vectors(|| {
-                for (dy, saved) in dy.chunks_mut(BITS).zip(saved) {
-                    mask_by_bits(*saved, dy, 0.0);
-                }
-            }),
+        match self.open() {
+            None => {}
+            Some(open) if !y.is_empty() => mask::stop_by_output(y, open, dy),
+            Some(_) => mask::scale_by_bits(saved, 0.0, dy),
         }
-    }
-}
-
-/// Runs a loop compiled for the vector instructions of this machine.
-#[inline]
-fn with_vectors(run: impl FnOnce()) {
-    Loop(run).dispatch();
-}
-
-struct Loop<F>(F);
-
-impl<F: FnOnce()> SimdOp for Loop<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, _isa: I) {
-        (self.0)();
-    }
-}
-
-#[inline(always)]
-fn relu(x: f32) -> f32 {
-    if x < 0.0 { 0.0 } else { x }
-}
-
-#[inline(always)]
-fn clip(x: f32, min: f32, max: f32) -> f32 {
-    let x = if x < min { min } else { x };
-    if x > max { max } else { x }
-}
-
-#[inline(always)]
-fn save_bits(values: &[f32], saved: &mut [f32], is_set: impl Fn(f32) -> bool) {
-    let (chunks, rest) = values.as_chunks::<BITS>();
-    for (chunk, saved) in chunks.iter().zip(saved.iter_mut()) {
-        let mut bits = 0;
-        for (i, value) in chunk.iter().enumerate() {
-            bits |= u32::from(is_set(*value)) << i;
-        }
-        *saved = f32::from_bits(bits);
-    }
-    if let Some(saved) = saved.get_mut(chunks.len())
-        && !rest.is_empty()
-    {
-        let bits = rest.iter().enumerate().fold(0, |bits, (i, value)| bits | u32::from(is_set(*value)) << i);
-        *saved = f32::from_bits(bits);
-    }
-}
-
-/// Multiplies `dy` by `slope` where the bit is not set; a slope of zero also stops infinities.
-#[inline(always)]
-fn mask_by_bits(saved: f32, dy: &mut [f32], slope: f32) {
-    let bits = saved.to_bits();
-    let off = |dy: f32| if slope == 0.0 { 0.0 } else { dy * slope };
-    if let Some(dy) = dy.as_mut_array::<BITS>() {
-        for (i, dy) in dy.iter_mut().enumerate() {
-            *dy = if bits & (1 << i) != 0 { *dy } else { off(*dy) };
-        }
-    } else {
-        for (i, dy) in dy.iter_mut().enumerate() {
-            *dy = if bits & (1 << i) != 0 { *dy } else { off(*dy) };
-        }
-    }
-}
-
-#[inline(always)]
-fn mask_by_output(y: &[f32], dy: &mut [f32], is_open: impl Fn(f32) -> bool) {
-    for (dy, y) in dy.iter_mut().zip(y) {
-        *dy = if is_open(*y) { *dy } else { 0.0 };
     }
 }
 
@@ -244,6 +159,17 @@ impl Unary {
     }
 }
 
+impl Unary {
+    /// dx of Relu, Clip and LeakyRelu: added, or written where it is the `first` term.
+    fn straight(&self, y: &[f32], saved: &[f32], dy: &[f32], dx: &mut [f32], first: bool) {
+        let slope = if let UnaryKind::LeakyRelu { alpha } = self.kind { alpha } else { 0.0 };
+        match self.activation().open() {
+            Some(open) if self.kept_output => mask::add_by_output(y, open, dy, dx, first),
+            _ => mask::add_by_bits(saved, slope, dy, dx, first),
+        }
+    }
+}
+
 /// dx += f(dy, kept), `kept` being x or y.
 #[inline(always)]
 fn add(dx: &mut [f32], dy: &[f32], kept: &[f32], f: impl Fn(f32, f32) -> f32) {
@@ -263,7 +189,7 @@ impl Operator for Unary {
         match self.kind {
             UnaryKind::Relu | UnaryKind::Clip { .. } if self.kept_output => output,
             UnaryKind::Relu | UnaryKind::Clip { .. } | UnaryKind::LeakyRelu { .. } => {
-                Keeps { saved: self.len.div_ceil(BITS), ..Keeps::default() }
+                Keeps { saved: mask::mask_len(self.len), ..Keeps::default() }
             }
             UnaryKind::Neg => Keeps::default(),
             UnaryKind::Abs | UnaryKind::Log => input,
@@ -274,9 +200,9 @@ impl Operator for Unary {
     fn forward(&self, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], _work: &mut [f32]) {
         let x = x[0];
         match self.kind {
-            UnaryKind::Relu => map(x, y, relu),
-            UnaryKind::Clip { min, max } => map(x, y, |x| clip(x, min, max)),
-            UnaryKind::LeakyRelu { alpha } => map(x, y, |x| if x > 0.0 { x } else { x * alpha }),
+            UnaryKind::Relu => mask::clamp(x, 0.0, f32::INFINITY, y),
+            UnaryKind::Clip { min, max } => mask::clamp(x, min, max, y),
+            UnaryKind::LeakyRelu { alpha } => mask::leaky(x, alpha, y),
             UnaryKind::Sigmoid => map(x, y, sigmoid),
             UnaryKind::Tanh => map(x, y, tanh),
             UnaryKind::Neg => map(x, y, |x| -x),
@@ -288,7 +214,7 @@ impl Operator for Unary {
         }
         if !saved.is_empty() {
             match self.kind {
-                UnaryKind::LeakyRelu { .. } => save_bits(x, saved, |x| x > 0.0),
+                UnaryKind::LeakyRelu { .. } => mask::save(x, Open { low: 0.0, high: None }, saved),
                 _ => self.activation().save_mask(y, saved),
             }
         }
@@ -305,18 +231,8 @@ impl Operator for Unary {
     ) {
         let Some(dx) = dx[0].as_deref_mut() else { return };
         match self.kind {
-            UnaryKind::Relu if self.kept_output => add(dx, dy, y, |dy, y| if y > 0.0 { dy } else { 0.0 }),
-            UnaryKind::Clip { min, max } if self.kept_output => {
-                add(dx, dy, y, |dy, y| if y > min && y < max { dy } else { 0.0 });
-            }
             UnaryKind::Relu | UnaryKind::Clip { .. } | UnaryKind::LeakyRelu { .. } => {
-                let slope = if let UnaryKind::LeakyRelu { alpha } = self.kind { alpha } else { 0.0 };
-                for ((dx, dy), saved) in dx.chunks_mut(BITS).zip(dy.chunks_mut(BITS)).zip(saved) {
-                    mask_by_bits(*saved, dy, slope);
-                    for (dx, dy) in dx.iter_mut().zip(dy) {
-                        *dx += *dy;
-                    }
-                }
+                self.straight(y, saved, dy, dx, false);
             }
             UnaryKind::Sigmoid => add(dx, dy, y, |dy, y| dy * (y * (1.0 - y))),
             UnaryKind::Tanh => add(dx, dy, y, |dy, y| dy * (1.0 - y * y)),
@@ -336,11 +252,19 @@ impl Operator for Unary {
             UnaryKind::Reciprocal => add(dx, dy, y, |dy, y| -dy * (y * y)),
         }
     }
+
+    fn vjp_first(&self, x: &[f32], y: &[f32], saved: &[f32], dy: &mut [f32], dx: &mut [f32], work: &mut [f32]) {
+        if matches!(self.kind, UnaryKind::Relu | UnaryKind::Clip { .. } | UnaryKind::LeakyRelu { .. }) {
+            return self.straight(y, saved, dy, dx, true);
+        }
+        dx.fill(0.0);
+        self.vjp(&[x], y, saved, dy, &mut [Some(dx)], work);
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{Case, away_from, bits, values, values_in};
+    use super::super::check::{Case, away_from, values, values_in};
     use super::*;
 
     const KINDS: [UnaryKind; 13] = [
@@ -450,9 +374,8 @@ mod tests {
     #[test]
     fn the_mask_stops_what_is_not_finite() {
         let y = [0.0, f32::NAN, 1.0];
-        let mut saved = [f32::NAN];
+        let mut saved = vec![f32::NAN; Activation::Relu.mask_len(3)];
         Activation::Relu.save_mask(&y, &mut saved);
-        assert_eq!(bits(&saved), [0b100]);
         let mut dy = [f32::INFINITY, f32::NAN, f32::INFINITY];
         Activation::Relu.mask_gradient(&[], &saved, &mut dy);
         assert_eq!(dy, [0.0, 0.0, f32::INFINITY]);

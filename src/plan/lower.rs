@@ -469,7 +469,10 @@ impl<'a> Lowering<'a> {
                 } else {
                     layer.weight_to_kernel(&file, &mut w);
                 }
-                let Some((scale, shift)) = folded else { return ConvWeights { w, wt: vec![], bias } };
+                let layer = |w: Vec<f32>, bias| {
+                    if depthwise { ConvWeights { w, wt: vec![], bias } } else { ConvWeights::new(&geometry, &w, bias) }
+                };
+                let Some((scale, shift)) = folded else { return layer(w, bias) };
                 let per_group = geometry.group_outputs();
                 for (at, w) in w.iter_mut().enumerate() {
                     let channel = if depthwise {
@@ -481,7 +484,7 @@ impl<'a> Lowering<'a> {
                 }
                 bias.resize(geometry.output_channels, 0.0);
                 bias.iter_mut().zip(scale.iter().zip(&shift)).for_each(|(b, (s, t))| *b = *b * s + t);
-                ConvWeights { w, wt: vec![], bias }
+                layer(w, bias)
             })),
         };
         let slot = self.layer(node, geometry.clone(), x, weights, 1.0, index, &mut y);
@@ -604,7 +607,7 @@ impl<'a> Lowering<'a> {
                 let mut w = vec![0.0; file.len()];
                 layer.weight_to_kernel(&file, &mut w);
                 w.iter_mut().for_each(|w| *w *= alpha);
-                ConvWeights { w, wt: vec![], bias }
+                ConvWeights::new(&geometry, &w, bias)
             })),
         };
         // The order of the output: as the input, with features in the place of features.

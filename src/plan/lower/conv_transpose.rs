@@ -40,8 +40,9 @@ impl Lowering<'_> {
         let graph = self.graph;
         let pack = || {
             let file = graph.values[layer.weight].values().unwrap_or_default();
-            let mut weights = ConvWeights { w: vec![0.0; file.len()], ..ConvWeights::default() };
-            layer.weight_to_kernel(&file, &mut weights.w);
+            let mut rows = vec![0.0; file.len()];
+            layer.weight_to_kernel(&file, &mut rows);
+            let mut weights = ConvWeights::new(&mirror, &rows, Vec::new());
             weights.transpose(&mirror);
             Arc::new(weights)
         };
