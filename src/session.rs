@@ -149,7 +149,6 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use ndarray::{Array1, Array2};
 
@@ -164,7 +163,7 @@ mod tests {
             shape: shape.to_vec(),
             element: Element::F32,
             stored: constant.is_some(),
-            constant: constant.map(Arc::from),
+            constant: constant.map(Into::into),
             source: None,
             quantised: None,
         };

@@ -100,7 +100,7 @@ fn run(folder: &Path, case: &Case) -> Found {
 
 fn forward(folder: &Path, case: &Case, graph: &Graph) -> Result<(&'static str, Vec<f32>), String> {
     let (input, output) = (graph.inputs[0], graph.outputs[0]);
-    if let Some(constant) = &graph.values[output].constant {
+    if let Some(constant) = &graph.values[output].values() {
         return Ok(("folded", constant.to_vec()));
     }
     let program = Program::new(graph, input, output, &[]).map_err(|e| e.to_string())?;
@@ -177,7 +177,7 @@ fn slope(graph: &Graph) -> Result<Found, String> {
     if !graph.values[output].element.is_float() {
         return Err("the output is no float".into());
     }
-    let x = graph.values[site.weight].constant.clone().ok_or("no values")?;
+    let x = graph.values[site.weight].values().ok_or("no values")?;
     let program = Program::new(graph, input, output, &[(site, Adaptation::Full)]).map_err(|e| e.to_string())?;
     let forward = Plan::new(&program, &[program.input], &[program.output], false).map_err(|e| e.to_string())?;
     // Weights without a pattern that an operator could sum to zero.

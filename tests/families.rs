@@ -11,7 +11,7 @@ use accentor::lora::Delta;
 use accentor::lora::merge::merge;
 use accentor::onnx::{LoadOptions, load_bytes};
 use accentor::{Adapter, AdapterSpec, Examples, Model};
-use onnx_file::{Net, int, ints, text};
+use onnx_file::{Net, bytes, int, ints, text};
 use recording::{batch, largest_error, norm};
 
 /// Of the largest logit: a merged weight is rounded to f32 once more.
@@ -205,7 +205,7 @@ fn a_convolution_whose_bias_is_computed_runs_frozen() {
     let x = &clips(10)[0];
     let found = model.session(None).unwrap().logits(x).unwrap();
     let file = open(&net.file());
-    let weight = file.graph().value_named("d.weight").and_then(|v| file.graph().values[v].constant.clone()).unwrap();
+    let weight = file.graph().value_named("d.weight").and_then(|v| file.graph().values[v].values()).unwrap();
     let mean = [0, 1].map(|c| x[c * 5..][..5].iter().sum::<f32>() / 5.0);
     let bias: Vec<f32> = weight.chunks_exact(2).map(|w| w[0] * mean[0] + w[1] * mean[1]).collect();
     assert!(largest_error(&found, &bias) < MERGED, "{found:?}, expected {bias:?}");
@@ -225,4 +225,59 @@ fn a_transposed_convolution_does_not_train_whole() {
     whole.sites[0].delta = Delta::Full { weight: vec![0.5; 8], bias: Some(vec![0.5; 2]) };
     let told = whole.bind(model.graph(), &model.sites(), None).unwrap_err().to_string();
     assert!(told.contains("up") && told.contains("kind"), "{told}");
+}
+
+/// [1, 3, 256] → 8 bits, a scale a column → 4 bits in blocks → 8 bits of a transposed Gemm → mean of the rows.
+fn of_integers() -> Net {
+    let scales = |n: usize, least: f32| (0..n).map(|i| least * (1.0 + (i % 7) as f32 / 7.0)).collect::<Vec<f32>>();
+    let nibbles = [bytes(7, "com.microsoft"), int("K", 320), int("N", 256), int("bits", 4), int("block_size", 32)];
+    Net::new()
+        .input("x", &[1, 3, 256])
+        .bytes8("up_quantized", &[256, 320])
+        .weight_of("up_scale", &[320], &scales(320, 1e-3))
+        .node("DequantizeLinear", &["up_quantized", "up_scale"], "up", &[int("axis", 1)])
+        .node("MatMul", &["x", "up"], "wide", &[])
+        .node("Relu", &["wide"], "h", &[])
+        .packed("down_quantized", &[256, 10, 16])
+        .weight_of("down_scale", &[256, 10], &scales(2560, 5e-3))
+        .packed("down_zero", &[256, 5])
+        .node("MatMulNBits", &["h", "down_quantized", "down_scale", "down_zero"], "narrow", &nibbles)
+        .node("ReduceMean", &["narrow"], "mean", &[ints("axes", &[1]), int("keepdims", 0)])
+        .bytes8("last_quantized", &[260, 256])
+        .weight_of("last_scale", &[], &[2e-3])
+        .node("DequantizeLinear", &["last_quantized", "last_scale"], "last", &[])
+        .node("Gemm", &["mean", "last"], "scores", &[int("transB", 1)])
+        .weight("pick", &[260, 2])
+        .node("MatMul", &["scores", "pick"], "logits", &[])
+        .output("logits")
+}
+
+#[test]
+fn a_base_of_integers_runs_from_them() {
+    let model = open(&of_integers().file());
+    let graph = model.graph();
+    // Bytes of the weights in the file: integers, scales of 4 bytes, zero points, and one layer in floats.
+    let weights = [256 * 320, 256 * 160, 260 * 256];
+    let scales = 4 * (320 + 2 * 2560 + 1);
+    let held = graph.constant_bytes();
+    let expected = weights.iter().sum::<usize>() + scales + 4 * 2 * 260;
+    assert!(held.abs_diff(expected) < 64, "{held} bytes held, {expected} in the file");
+
+    // The same network in floats gives the same bits.
+    let mut floats = graph.clone();
+    for value in &mut floats.values {
+        value.constant = value.values().map(Into::into);
+    }
+    assert!(floats.constant_bytes() > 3 * held);
+    let floats = Model::from_graph(floats, Vec::new(), None).unwrap();
+    let (integers, floats) = (model.session(None).unwrap(), floats.session(None).unwrap());
+    for clip in clips(768) {
+        assert_eq!(integers.logits(&clip).unwrap(), floats.logits(&clip).unwrap());
+    }
+}
+
+#[test]
+fn an_adapter_beside_integers() {
+    let notes = agree(&of_integers(), &[SiteKind::Dense; 4], &clips(768));
+    assert_eq!(notes.len(), 3, "{notes:?}");
 }

@@ -1,8 +1,6 @@
 //! Operators that an exporter spelled out: recognised, and with the same numbers as the primitives.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
-
 use accentor::graph::{Element, Graph, Node, Op, Value, ValueId};
 use accentor::ops::binary::BinaryKind::{self, Add, Div, Mul, Pow, Sub};
 use accentor::ops::function::FunctionKind;
@@ -31,7 +29,7 @@ impl Net {
             name: format!("v{}", self.0.values.len()),
             shape: shape.to_vec(),
             element: Element::F32,
-            constant: constant.map(Arc::from),
+            constant: constant.map(Into::into),
             stored: false,
             source: None,
             quantised: None,

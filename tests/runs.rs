@@ -260,7 +260,7 @@ fn json_has_its_fields() {
 /// Where the values of the tensor stand in the file.
 fn payload(file: &[u8], model: &Model, tensor: &str) -> std::ops::Range<usize> {
     let value = model.graph().values.iter().find(|v| v.name == tensor).unwrap();
-    let bytes: Vec<u8> = value.constant.as_deref().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
+    let bytes: Vec<u8> = value.values().as_deref().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
     let found: Vec<usize> =
         file.windows(bytes.len()).enumerate().filter(|(_, w)| *w == bytes).map(|(at, _)| at).collect();
     assert_eq!(found.len(), 1, "{tensor}");

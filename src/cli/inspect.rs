@@ -71,6 +71,8 @@ struct Inspection {
     multiply_adds: u64,
     inference_arena_bytes: usize,
     arena_bytes: usize,
+    /// Constants as they are held: those of a quantised base as integers.
+    constant_bytes: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -218,6 +220,7 @@ fn inspect(model: &Model, args: &Args) -> anyhow::Result<Inspection> {
         cannot_train,
         multiply_adds: session.multiply_adds(),
         inference_arena_bytes,
+        constant_bytes: graph.constant_bytes(),
     })
 }
 
@@ -340,8 +343,9 @@ fn print(i: &Inspection) -> anyhow::Result<()> {
     let operators: Vec<String> = i.operators.iter().map(|(op, n)| format!("{op} {n}")).collect();
     report::line(&format!("operators: {}", operators.join(", ")))?;
     report::line(&format!(
-        "{} multiply-adds a forward pass, arena {:.1} KiB",
+        "{} multiply-adds a forward pass, constants {:.1} KiB, arena {:.1} KiB",
         thousands(i.multiply_adds as usize),
+        i.constant_bytes as f64 / 1024.0,
         i.inference_arena_bytes as f64 / 1024.0
     ))?;
     report::line(&format!("sites ({} of {} chosen):", i.chosen, i.sites.len()))?;

@@ -261,7 +261,7 @@ impl Chain {
         for (what, op_type, kind, number, wanted) in parts {
             if wanted {
                 let constant = self.value(&format!("{stem}/{what}"), Vec::new());
-                self.graph.values[constant].constant = Some(Arc::from([number]));
+                self.graph.values[constant].constant = Some([number].into());
                 let shape = self.shape(at);
                 at = self.node(format!("{stem}/{what}"), op_type, Op::Binary(kind), vec![at, constant], shape);
             }

@@ -1,7 +1,5 @@
 //! Classes that the file does not have: more rows of its last layer, or a new dense layer on one of its tensors.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
 use super::{Ending, Graph, Layout, Node, Op, Site, SiteKind, Value, ValueId};
@@ -219,7 +217,7 @@ impl Graph {
             let taken = |name: &str| self.values.iter().any(|v| v.name == name);
             let numbered = |i: usize| if i == 1 { name.to_owned() } else { format!("{name}{i}") };
             let name = (1..).map(numbered).find(|n| !taken(n)).unwrap_or_default();
-            let zeros = || Arc::from(vec![0.0; shape.iter().product()]);
+            let zeros = || vec![0.0; shape.iter().product()].into();
             let constant = constant.then(zeros);
             graph.values.push(Value {
                 name,
@@ -257,7 +255,7 @@ impl Graph {
 impl Value {
     /// Makes dimension `axis` larger; what is new is the mean over that axis.
     fn widen(&mut self, axis: usize, size: usize) {
-        let Some(old) = self.constant.clone() else { return };
+        let Some(old) = self.values() else { return };
         let (from, inner) = (self.shape[axis], self.shape[axis + 1..].iter().product::<usize>());
         let mut values = Vec::with_capacity(old.len() / from.max(1) * size);
         for block in old.chunks_exact((from * inner).max(1)) {

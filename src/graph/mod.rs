@@ -4,6 +4,7 @@
 //! in the file (an initializer, a `Constant` node, folded shape arithmetic) is a [`Value`] with data.
 
 mod chain;
+mod constant;
 mod ending;
 mod head;
 mod layout;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 #[cfg(feature = "onnx")]
 pub(crate) use chain::fill;
 pub use chain::{Chain, ChainError, Frames, Link, Stage};
+pub use constant::Constant;
 pub use ending::{Ending, EndingKind};
 pub use head::{Head, HeadError, NEW_HEAD};
 pub use quantised::{Quantisation, Quantised, Spread};
@@ -68,7 +70,7 @@ pub struct Value {
     /// Element type in the file; in memory everything is f32.
     pub element: Element,
     /// Its data, if it is constant.
-    pub constant: Option<Arc<[f32]>>,
+    pub constant: Option<Constant>,
     /// Whether the data stands in the file under this name, so that `merge` can replace it.
     pub stored: bool,
     /// The tensor of the file that it is a copy or a transpose of, where the file has it behind such a node.
@@ -120,6 +122,11 @@ impl Value {
     /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Its data as floats, if it is constant; made anew each time where they are held as integers.
+    pub fn values(&self) -> Option<Arc<[f32]>> {
+        self.constant.as_ref().map(Constant::values)
     }
 }
 
@@ -298,6 +305,11 @@ impl Graph {
     /// Whether `value` is constant.
     pub fn is_constant(&self, value: ValueId) -> bool {
         self.values[value].constant.is_some()
+    }
+
+    /// Bytes that the constants take in memory.
+    pub fn constant_bytes(&self) -> usize {
+        self.values.iter().filter_map(|v| v.constant.as_ref()).map(Constant::bytes).sum()
     }
 
     /// The node whose weights and adapter node `id` has: itself, unless it is a copy.

@@ -115,10 +115,8 @@ impl<'a> Matcher<'a> {
 
     /// The value of a constant with one element.
     fn scalar(&self, value: ValueId) -> Option<f32> {
-        match self.graph.values[value].constant.as_deref()? {
-            [one] => Some(*one),
-            _ => None,
-        }
+        let value = &self.graph.values[value];
+        if value.len() == 1 { value.values()?.first().copied() } else { None }
     }
 
     fn writer(&self, value: ValueId) -> Option<(NodeId, &'a Node)> {

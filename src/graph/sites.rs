@@ -352,7 +352,7 @@ mod tests {
                 name: name.into(),
                 shape: if constant { vec![2, 2] } else { vec![1, 2] },
                 element: if name == "c" { element } else { Element::F32 },
-                constant: constant.then(|| Arc::from([1.0, 0.0, 0.0, 1.0])),
+                constant: constant.then(|| [1.0, 0.0, 0.0, 1.0].into()),
                 stored: constant,
                 source: None,
                 quantised: None,

@@ -7,4 +7,5 @@ pub mod conv_geometry;
 pub mod depthwise;
 pub mod elementary;
 pub mod gemm;
+pub mod integers;
 pub mod mask;

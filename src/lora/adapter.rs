@@ -348,5 +348,5 @@ fn normal(rng: &mut fastrand::Rng) -> f32 {
 }
 
 fn constant(graph: &Graph, value: ValueId) -> Vec<f32> {
-    graph.values[value].constant.as_deref().unwrap_or_default().to_vec()
+    graph.values[value].values().as_deref().unwrap_or_default().to_vec()
 }

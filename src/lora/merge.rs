@@ -154,14 +154,14 @@ struct Merger<'a> {
 impl Merger<'_> {
     fn site(&mut self, of_adapter: &AdapterSite, site: &Site) -> Result<(), MergeError> {
         let node = &self.graph.nodes[site.node];
-        let frozen = |value: ValueId| self.graph.values[value].constant.as_deref();
+        let frozen = |value: ValueId| self.graph.values[value].values();
         // A bias that is constant but does not stand in the file (folded by the loader) counts as well.
         let is_conv = matches!(node.op, crate::graph::Op::Conv(..));
         let bias = site.bias.or_else(|| if is_conv { node.inputs.get(2).copied() } else { None });
         // Of a stacked weight, other parts may be merged already.
         let before = self.changes.iter().find(|c| c.of == Some((site.weight, site.node)));
-        let weight = before.map(|c| c.values.as_slice()).or_else(|| frozen(site.weight)).unwrap_or_default();
-        let (weight, new_bias) = of_adapter.merged(site, weight, bias.and_then(frozen));
+        let weight = before.map(|c| c.values.as_slice().into()).or_else(|| frozen(site.weight)).unwrap_or_default();
+        let (weight, new_bias) = of_adapter.merged(site, &weight, bias.and_then(frozen).as_deref());
         if let Some(output) = self.graph.values[site.weight].quantised.as_ref().and_then(|q| q.inside.as_ref()) {
             return self.island(site, output, weight, new_bias);
         }
@@ -336,8 +336,8 @@ pub(super) mod tests {
             .map(|n| node(&n.op_type, &names(&n.inputs), &names(&n.outputs), &bytes(3, &n.name)))
             .collect();
         for value in &graph.values {
-            if let Some(data) = &value.constant {
-                fields.push(bytes(5, tensor(&value.name, &value.shape, 1, &bytes(9, floats(data)))));
+            if let Some(data) = value.values() {
+                fields.push(bytes(5, tensor(&value.name, &value.shape, 1, &bytes(9, floats(&data)))));
             }
         }
         fields.extend_from_slice(more);
@@ -351,8 +351,8 @@ pub(super) mod tests {
         file.windows(bytes.len()).any(|w| w == bytes)
     }
 
-    fn frozen(graph: &Graph, value: usize) -> &[f32] {
-        graph.values[value].constant.as_deref().unwrap()
+    fn frozen(graph: &Graph, value: usize) -> std::sync::Arc<[f32]> {
+        graph.values[value].values().unwrap()
     }
 
     #[test]
@@ -375,10 +375,10 @@ pub(super) mod tests {
             let merged = merge(&file(&graph, &[]), &graph, &adapter, &sites).unwrap();
             for (of_adapter, site) in adapter.sites.iter().zip(&sites) {
                 let bias = site.bias.map(|b| frozen(&graph, b));
-                let (weight, bias) = of_adapter.merged(site, frozen(&graph, site.weight), bias);
+                let (weight, bias) = of_adapter.merged(site, &frozen(&graph, site.weight), bias.as_deref());
                 assert!(holds(&merged.bytes, &weight), "{}", of_adapter.key);
                 assert!(bias.is_none_or(|b| holds(&merged.bytes, &b)), "{}", of_adapter.key);
-                assert!(!holds(&merged.bytes, frozen(&graph, site.weight)), "{}", of_adapter.key);
+                assert!(!holds(&merged.bytes, &frozen(&graph, site.weight)), "{}", of_adapter.key);
             }
             // The depthwise layer had no bias.
             assert_eq!(merged.notes.len(), 1, "{:?}", merged.notes);
@@ -404,7 +404,7 @@ pub(super) mod tests {
         assert_eq!(inputs("y"), &["product", "fc.bias_accentor_2"]);
         assert_eq!(inputs("other"), &["flat", "onnx::MatMul_7"]);
         assert_eq!(inputs("z"), &["other", "fc.bias"]);
-        assert!(holds(&merged.bytes, frozen(&graph, sites[3].weight)));
+        assert!(holds(&merged.bytes, &frozen(&graph, sites[3].weight)));
         assert!(
             merged.notes.iter().any(|n| n.contains("`onnx::MatMul_7` is read 2 times") && n.contains("/fc/MatMul"))
         );

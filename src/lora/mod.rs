@@ -11,6 +11,7 @@
 
 mod adapter;
 mod folder;
+mod integers;
 pub mod merge;
 mod step;
 

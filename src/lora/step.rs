@@ -7,11 +7,13 @@
 
 use std::sync::Arc;
 
+use super::integers::Beside;
 use crate::kernels::depthwise;
 use crate::kernels::gemm::{gemm, panels};
 use crate::ops::Keeps;
 use crate::ops::conv::{Conv, ConvWeights, Factors, pack_groups, transpose, unpack_groups};
 use crate::ops::conv_transpose::ConvTranspose;
+use crate::ops::integer_dense::IntegerWeights;
 use crate::ops::unary::Activation;
 
 /// What a multiply-add of an r-wide product takes, against one of a dW: measured on fifteen layers of EfficientNet-Lite0 and a
@@ -47,6 +49,8 @@ pub struct SiteStep {
     adaptation: Adaptation,
     /// One of several weights of a step, which runs itself.
     held: bool,
+    /// The layer in integers; then there is neither `frozen` nor a merged weight.
+    beside: Option<Box<Beside>>,
 }
 
 /// Weights of a site for the parameters of this step.
@@ -76,13 +80,20 @@ impl SiteStep {
         adaptation: Adaptation,
     ) -> Self {
         let plain = Conv { activation: Activation::None, ..conv.clone() };
-        Self { conv, plain, depthwise, transposed: None, frozen, weight_scale, adaptation, held: false }
+        Self { conv, plain, depthwise, transposed: None, frozen, weight_scale, adaptation, held: false, beside: None }
     }
 
     /// One of the weights that a [`crate::ops::Weighted`] operator holds: that runs with [`SiteWeights::weights`] and
     /// adds a whole dW to the accumulators, which is projected on A and B once a step. `conv` says the sizes.
     pub fn held(conv: Conv, frozen: Arc<ConvWeights>, adaptation: Adaptation) -> Self {
         Self { held: true, ..Self::new(conv, false, frozen, 1.0, adaptation) }
+    }
+
+    /// A dense layer in integers with a low-rank pair of that rank and scale.
+    pub fn integers(conv: Conv, weights: Arc<IntegerWeights>, rank: usize, scale: f32) -> Self {
+        let beside = Some(Box::new(Beside::new(&conv, weights, rank, scale)));
+        let adaptation = Adaptation::LowRank { rank, scale };
+        Self { beside, ..Self::new(conv, false, Arc::default(), 1.0, adaptation) }
     }
 
     /// A transposed convolution with a low-rank pair; `frozen` are the weights of its mirror, without a bias.
@@ -129,6 +140,7 @@ impl SiteStep {
     fn projects(&self) -> bool {
         let g = &self.conv.geometry;
         match self.adaptation {
+            _ if self.beside.is_some() => false,
             Adaptation::LowRank { .. } if self.held => true,
             Adaptation::LowRank { rank, .. } => {
                 let narrow = 2 * (rank / g.groups) * (g.patch() + g.group_outputs());
@@ -145,6 +157,9 @@ impl SiteStep {
 
     /// Scratch values for the forward pass.
     pub fn forward_work(&self) -> usize {
+        if let Some(beside) = &self.beside {
+            return beside.forward_work();
+        }
         match self.adaptation {
             _ if self.depthwise => 0,
             Adaptation::LowRank { rank, .. } => self.conv.low_rank_work(rank),
@@ -154,6 +169,9 @@ impl SiteStep {
 
     /// Scratch values for the backward pass.
     pub fn vjp_work(&self) -> usize {
+        if let Some(beside) = &self.beside {
+            return beside.vjp_work();
+        }
         match self.adaptation {
             Adaptation::LowRank { rank, .. } => {
                 let gradient = self.transposed.as_ref().map_or(0, ConvTranspose::gradient_work);
@@ -173,6 +191,10 @@ impl SiteStep {
                 2 * (rank / g.groups) as u64 * g.positions() as u64 * (g.patch() * g.groups + g.output_channels) as u64
             }
             _ => forward,
+        };
+        let (forward, extra) = match self.beside.as_ref().map(|b| b.multiply_adds()) {
+            Some(pair) => (forward + pair, extra + pair),
+            None => (forward, extra),
         };
         (forward, extra)
     }
@@ -202,6 +224,10 @@ impl SiteStep {
     /// Room for the weights of a step.
     pub fn weights(&self) -> SiteWeights {
         let mut out = SiteWeights { weights: (*self.frozen).clone(), ..SiteWeights::default() };
+        if let Some(beside) = &self.beside {
+            (out.factors, out.scratch) = beside.room();
+            return out;
+        }
         if !self.depthwise {
             out.weights.wt.resize(self.frozen.w.len(), 0.0);
         }
@@ -221,6 +247,9 @@ impl SiteStep {
     /// Rebuilds `out` from the parameters: merges, transposes, no allocation. `backward` false leaves out what only
     /// the backward pass reads.
     pub fn prepare(&self, params: &[f32], out: &mut SiteWeights, backward: bool) {
+        if let Some(beside) = &self.beside {
+            return beside.prepare(params, &mut out.factors, &mut out.scratch);
+        }
         let g = &self.conv.geometry;
         let (patch, outputs) = (g.patch(), g.group_outputs());
         match self.adaptation {
@@ -297,7 +326,7 @@ impl SiteStep {
     /// convolution is merged.
     pub fn prepare_unmerged(&self, params: &[f32], out: &mut SiteWeights) {
         self.prepare(params, out, true);
-        let alone = !self.held && self.transposed.is_none();
+        let alone = !self.held && self.transposed.is_none() && self.beside.is_none();
         if let (Adaptation::LowRank { .. }, true) = (self.adaptation, alone) {
             out.weights.w.copy_from_slice(&self.frozen.w);
             out.unmerged = true;
@@ -306,6 +335,14 @@ impl SiteStep {
 
     /// y = layer(x) with the prepared weights.
     pub fn forward(&self, site: &SiteWeights, x: &[f32], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
+        if let Some(beside) = &self.beside {
+            beside.forward(&site.factors, &site.scratch, x, y, work);
+            self.conv.activation.apply(y);
+            if !saved.is_empty() {
+                self.conv.activation.save_mask(y, saved);
+            }
+            return;
+        }
         if let (true, Adaptation::LowRank { rank, .. }) = (site.unmerged, self.adaptation) {
             self.plain.forward(&site.weights, x, y, &mut [], work);
             // `prepare` left B·scale in the scratch values.
@@ -337,6 +374,12 @@ impl SiteStep {
     ) {
         let g = &self.conv.geometry;
         self.conv.activation_gradient(y, saved, dy);
+        if let Some(beside) = &self.beside {
+            if let Some(dx) = dx {
+                beside.input_gradient(&site.factors, &site.scratch, dy, dx, first, work);
+            }
+            return beside.factor_gradients(&site.factors, x, dy, accumulators, work);
+        }
         if let Some(dx) = dx {
             if let Some(layer) = &self.transposed {
                 if first {

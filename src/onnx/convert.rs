@@ -21,7 +21,7 @@ use tract_onnx::tract_hir::internal::Tensor;
 use super::OnnxError;
 use super::attributes::{Attributes, axis};
 use super::foreign::TractNode;
-use super::load::{Facts, Names, is_possible, to_i64, value};
+use super::load::{Facts, Names, brief, is_possible, to_i64, value};
 use super::operators::find;
 use crate::graph::{Element, Graph, Node, Op, Source, Value, ValueId};
 use crate::ops::binary::BinaryKind;
@@ -198,9 +198,12 @@ impl<'a> Converter<'a> {
         let mut ids = Vec::new();
         for (text, id) in node.input.iter().zip(inputs) {
             let Some(id) = id else { continue };
-            if let Some(constant) = self.constants.get(id) {
+            // What is held as integers is not among tract's constants.
+            let held =
+                || self.graph.values[*id].values().map(|v| Tensor::from_shape(&self.shape(*id), &v).map(Arc::new));
+            if let Some(constant) = self.constants.get(id).cloned().map(Ok).or_else(held) {
                 if !constants.iter().any(|(n, _): &(String, Arc<Tensor>)| n == text) {
-                    constants.push((text.clone(), constant.clone()));
+                    constants.push((text.clone(), constant.map_err(|e| self.error(node, brief(&e)))?));
                 }
             } else if !ids.contains(id) {
                 let (shape, dt, _) = self.facts.of(text).ok_or_else(|| self.error(node, "its input is unknown"))?;
@@ -241,7 +244,7 @@ impl<'a> Converter<'a> {
     }
 
     fn scalar(&self, value: Option<ValueId>) -> Option<f32> {
-        self.graph.values[value?].constant.as_deref()?.first().copied()
+        self.graph.values[value?].values().as_deref()?.first().copied()
     }
 
     /// Lowers a node of the standard domain; false if it must run through tract.

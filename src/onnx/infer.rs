@@ -94,6 +94,7 @@ fn analyse_without(
     memory::guard(&mut analysis.parsed.model, limit);
     let mut failed = analysis.parsed.model.analyse(true).err();
     let mut set = HashSet::new();
+    let held = quantised::held(&graph);
     loop {
         let before = set.len();
         for node in &graph.node {
@@ -102,7 +103,7 @@ fn analyse_without(
             let shaped =
                 |(name, fact): (&str, Fact)| Some((outlet(name)?, InferenceFact::dt_shape(fact.1, fact.0.as_slice())));
             let mut told: Vec<_> = unknown(node, opset, &facts).into_iter().filter_map(shaped).collect();
-            told.extend(quantised::facts_of(node, &facts).unwrap_or_default());
+            told.extend(quantised::facts_of(node, &facts, &held).unwrap_or_default());
             for (outlet, fact) in told {
                 let model = &mut analysis.parsed.model;
                 let unified = model.outlet_fact(outlet).ok().and_then(|found| found.unify(&fact).ok());

@@ -15,7 +15,7 @@ use tract_onnx::tract_hir::internal::{OutletId, Tensor};
 use super::attributes::Attributes;
 use super::convert::Converter;
 use super::{OnnxError, infer, memory, quantised};
-use crate::graph::{Element, Graph, Value, ValueId};
+use crate::graph::{Constant, Element, Graph, Value, ValueId};
 
 /// What the file leaves open.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,11 @@ pub struct LoadOptions {
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph, OnnxError> {
     memory::check_file(path, memory::limit(options.memory_limit))?;
     let bytes = std::fs::read(path).map_err(|source| OnnxError::Read { path: path.to_owned(), source })?;
-    load_bytes(&bytes, path.parent(), options)
+    guarded(|| {
+        let proto = decode(&bytes)?;
+        drop(bytes);
+        convert(proto, path.parent(), options)
+    })
 }
 
 /// [`load`] from memory; `folder` is where external data may lie.
@@ -49,18 +53,25 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Graph, OnnxError> {
 /// # Errors
 /// As [`load`].
 pub fn load_bytes(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Result<Graph, OnnxError> {
-    // tract panics on some files; a panic here is one more way in which a file can be wrong.
-    let result = catch_unwind(AssertUnwindSafe(|| load_inner(bytes, folder, options)));
+    guarded(|| convert(decode(bytes)?, folder, options))
+}
+
+/// tract panics on some files; a panic here is one more way in which a file can be wrong.
+fn guarded(load: impl FnOnce() -> Result<Graph, OnnxError>) -> Result<Graph, OnnxError> {
+    let result = catch_unwind(AssertUnwindSafe(load));
     result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         Err(OnnxError::Analysis(format!("the loader stopped: {}", text.unwrap_or("no reason given"))))
     })
 }
 
-fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Result<Graph, OnnxError> {
+fn decode(mut bytes: &[u8]) -> Result<ModelProto, OnnxError> {
+    tract_onnx::onnx().proto_model_for_read(&mut bytes).map_err(|e| OnnxError::Malformed(brief(&e)))
+}
+
+fn convert(mut proto: ModelProto, folder: Option<&Path>, options: &LoadOptions) -> Result<Graph, OnnxError> {
     let mut onnx =
         tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true).with_ignore_value_info(true);
-    let mut proto = onnx.proto_model_for_read(&mut &bytes[..]).map_err(|e| OnnxError::Malformed(brief(&e)))?;
     let input = prepare(&mut proto, options)?;
     let empty = GraphProto::default();
     let file = proto.graph.as_ref().unwrap_or(&empty);
@@ -78,8 +89,12 @@ fn load_inner(bytes: &[u8], folder: Option<&Path>, options: &LoadOptions) -> Res
     let limit = memory::limit(options.memory_limit);
     let analysis = infer::analyse(&onnx, &mut proto, folder, opset, limit)?;
     let facts = analysis.facts();
+    memory::check(proto.graph.as_ref().unwrap_or(&empty), &facts, limit)?;
+    // From here on tract's copies count.
+    for tensor in proto.graph.iter_mut().flat_map(|g| &mut g.initializer) {
+        tensor.raw_data = Vec::new();
+    }
     let file = proto.graph.as_ref().unwrap_or(&empty);
-    memory::check(file, &facts, limit)?;
 
     let mut converter = Converter::new(&facts, opset, &proto);
     converter.run(file, &input)?;
@@ -418,7 +433,7 @@ pub(super) fn value(name: &str, shape: Vec<usize>, dt: DatumType, constant: Opti
         name: name.into(),
         shape,
         element,
-        constant: constant.and_then(to_f32),
+        constant: constant.and_then(|c| super::quantised::bytes(c).or_else(|| to_f32(c).map(Constant::from))),
         stored,
         source: None,
         quantised: None,

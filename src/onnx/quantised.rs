@@ -4,13 +4,17 @@
 //! neither blocks, 16-bit integers, 16-bit scales nor most of `com.microsoft`. Sources: the ONNX operators; for
 //! `com.microsoft`, ContribOperators.md of ONNX Runtime.
 
-use tract_onnx::pb::NodeProto;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::{OutletId, Tensor};
 
 use super::attributes::{Attributes, axis};
 use super::load::{Facts, to_f32, to_i64};
-use crate::graph::{Quantisation, Spread};
+use crate::graph::{Constant, Quantisation, Spread};
+use crate::kernels::integers::Integers;
 use crate::ops::quantise::Scales;
 
 /// The operators that are told here. DynamicQuantizeLinear is tract's own: its stand-in for an operator that it does not
@@ -36,8 +40,13 @@ pub(super) const OPERATORS: [&str; 18] = [
     "QLinearConcat",
 ];
 
-/// Facts of the outputs of `node`, where its inputs are known and its outputs are not.
-pub(super) fn facts_of(node: &NodeProto, facts: &Facts) -> Option<Vec<(OutletId, InferenceFact)>> {
+/// Facts of the outputs of `node`, where its inputs are known and its outputs are not; without their values for those
+/// that are `held` as integers of 8 bits.
+pub(super) fn facts_of(
+    node: &NodeProto,
+    facts: &Facts,
+    held: &HashSet<String>,
+) -> Option<Vec<(OutletId, InferenceFact)>> {
     let first = node.output.first()?;
     if !OPERATORS.contains(&node.op_type.as_str()) || facts.of(first).is_some() {
         return None;
@@ -59,8 +68,9 @@ pub(super) fn facts_of(node: &NodeProto, facts: &Facts) -> Option<Vec<(OutletId,
         }
         "DequantizeLinear" => {
             let (x, _, value) = of(0)?;
-            let dt = dt(1)?;
-            match value.and_then(|v| dequantised(node, facts, &v, dt)) {
+            let (integers, dt) = (dt(0)?, dt(1)?);
+            let small = [DatumType::U8, DatumType::I8].contains(&integers) && dt == DatumType::F32;
+            match value.filter(|_| !small || !held.contains(first)).and_then(|v| dequantised(node, facts, &v, dt)) {
                 Some(tensor) => Some(vec![tensor.into()]),
                 None => told(dt, x),
             }
@@ -255,6 +265,79 @@ impl Quantisation {
         };
         integers.iter().enumerate().map(real).collect()
     }
+}
+
+/// A tensor of 8-bit integers as it is; none for another type, for a number alone and for an empty tensor.
+pub(super) fn bytes(tensor: &Tensor) -> Option<Constant> {
+    let plain = tensor.try_as_plain_ram().ok()?;
+    let rows = *tensor.shape().first()?;
+    let columns: usize = tensor.shape()[1..].iter().product();
+    if rows * columns == 0 {
+        return None;
+    }
+    let made = |data: Arc<[u8]>| Integers::new(rows, columns, 8, columns, data);
+    let integers = match tensor.datum_type() {
+        DatumType::U8 => made(plain.as_slice::<u8>().ok()?.into()),
+        DatumType::I8 => {
+            let shifted = plain.as_slice::<i8>().ok()?.iter().map(|q| q.cast_unsigned() ^ 0x80).collect();
+            made(shifted)?.scaled([rows, columns], [1.0].into(), &[128.0])
+        }
+        _ => None,
+    };
+    Some(Constant::Integers(Arc::new(integers?)))
+}
+
+/// The real values of the 8-bit integers `x`, a tensor of `shape`, held as integers; none where the scales are for more
+/// than a block of rows and columns, counted as in [`bytes`].
+pub(super) fn real_integers(
+    x: &Constant,
+    shape: &[usize],
+    scale: &Tensor,
+    zero_point: Option<&Tensor>,
+    along: Option<i64>,
+    block: usize,
+) -> Option<Constant> {
+    let Constant::Integers(integers) = x else { return None };
+    let [rows, columns] = [integers.rows(), integers.columns()];
+    let scales = to_f32(scale)?;
+    let zeros = match zero_point {
+        Some(zero) => to_i64(zero)?.iter().map(|z| *z as f32).collect(),
+        None => vec![0.0],
+    };
+    let shared = match (scales.len(), along.and_then(|a| axis(a, shape.len()))) {
+        (1, _) if block == 0 => [rows, columns],
+        (n, Some(0)) if block == 0 && n == rows => [1, columns],
+        (n, Some(1)) if block == 0 && n == columns && shape.len() == 2 => [rows, 1],
+        (_, Some(0)) if block > 0 && shape.len() == 2 => [block, 1],
+        (_, Some(1)) if block > 0 && shape.len() == 2 => [1, block],
+        _ => return None,
+    };
+    let narrow = Integers::clone(integers).narrowed();
+    narrow.scaled(shared, scales, &zeros).map(|real| Constant::Integers(Arc::new(real)))
+}
+
+/// Weights of DequantizeLinear that only layers read, by name: they are not told to tract, which would hold their floats.
+pub(super) fn held(graph: &GraphProto) -> HashSet<String> {
+    let mut held = HashSet::new();
+    for node in graph.node.iter().filter(|n| n.op_type == "DequantizeLinear") {
+        let Some(y) = node.output.first() else { continue };
+        let is_weight = |n: &NodeProto| {
+            let at = n.input.iter().position(|i| i == y);
+            match n.op_type.as_str() {
+                "Conv" => at == Some(1),
+                "Gemm" => at == Some(1),
+                "MatMul" => at.is_some(),
+                _ => false,
+            }
+        };
+        let inner = |n: &NodeProto| n.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
+        let mut readers = graph.node.iter().filter(|n| n.input.contains(y)).peekable();
+        let asked = graph.output.iter().any(|o| o.name == *y) || graph.node.iter().any(inner);
+        if !asked && readers.peek().is_some() && readers.all(is_weight) {
+            held.insert(y.clone());
+        }
+    }
+    held
 }
 
 /// The quantisation that a QuantizeLinear or DequantizeLinear states for a tensor of `shape`.

@@ -18,6 +18,7 @@ pub mod embedding;
 pub mod fold;
 pub mod function;
 pub mod index;
+pub mod integer_dense;
 pub mod lrn;
 pub mod matmul;
 pub mod movement;

@@ -4,6 +4,7 @@
 //! comes; a transpose only relabels. Where two of these meet, a permutation is made, once a value and order.
 
 mod conv_transpose;
+mod integers;
 mod norm;
 mod quantise;
 mod recurrent;
@@ -13,6 +14,7 @@ mod select;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use self::integers::Packed;
 use super::program::{MaskedOp, PlanError, Program, SlotId, Step, StepKind};
 use super::value_order::{Order, channels_last, permuted, physical, position, reshaped, row_major, same};
 use crate::graph::{Graph, Node, NodeId, Op, Site, SiteKind, ValueId, Window};
@@ -135,7 +137,7 @@ impl<'a> Lowering<'a> {
             return Ok(placed.clone());
         }
         let v = &self.graph.values[value];
-        let Some(constant) = &v.constant else {
+        let Some(constant) = v.values() else {
             let node = self.graph.producer(value).map(|id| &self.graph.nodes[id]);
             let (node, op) =
                 node.map_or((v.name.clone(), String::from("input")), |n| (n.name.clone(), n.op_type.clone()));
@@ -145,7 +147,7 @@ impl<'a> Lowering<'a> {
                 what: "its output is not computed before it is read".into(),
             });
         };
-        let op = Constant::new(constant.clone());
+        let op = Constant::new(constant);
         let slot = self.slot(v.len());
         let (node, op_type) = (v.name.clone(), String::from("Constant"));
         self.steps.push(Step {
@@ -405,9 +407,8 @@ impl<'a> Lowering<'a> {
     }
 
     fn batch_norm(&self, node: &Node, epsilon: f32) -> Result<(Vec<f32>, Vec<f32>), PlanError> {
-        let constants: Vec<_> =
-            node.inputs[1..].iter().filter_map(|i| self.graph.values[*i].constant.as_deref()).collect();
-        match constants[..] {
+        let constants: Vec<_> = node.inputs[1..].iter().filter_map(|i| self.graph.values[*i].values()).collect();
+        match &constants[..] {
             [gamma, beta, mean, variance] => Ok(fold(gamma, beta, mean, variance, epsilon)),
             _ => Err(self.unsupported(node, "scale, bias, mean and variance must be constants")),
         }
@@ -439,7 +440,7 @@ impl<'a> Lowering<'a> {
         let order = channels_last(self.shape(node.inputs[0]).len());
         let x = self.want(node.inputs[0], &order)?;
         let mut bias = match node.inputs.get(2) {
-            Some(b) => match self.graph.values[*b].constant.as_deref() {
+            Some(b) => match self.graph.values[*b].values().as_deref() {
                 Some(bias) => bias.to_vec(),
                 None => return Err(self.unsupported(node, "its bias must be a constant of the file")),
             },
@@ -458,31 +459,34 @@ impl<'a> Lowering<'a> {
             y = self.graph.nodes[next].outputs[0];
         }
         let graph = self.graph;
-        let weights = self.pack((graph.original(id), folded.is_some()), &geometry, index, || {
-            let file = graph.values[layer.weight].constant.clone().unwrap_or_default();
-            let mut w = vec![0.0; file.len()];
-            if depthwise {
-                layer.weight_to_taps(&file, &mut w);
-            } else {
-                layer.weight_to_kernel(&file, &mut w);
-            }
-            let layer = |w: Vec<f32>, bias| {
-                if depthwise { ConvWeights { w, wt: vec![], bias } } else { ConvWeights::new(&geometry, &w, bias) }
-            };
-            let Some((scale, shift)) = folded else { return layer(w, bias) };
-            let per_group = geometry.group_outputs();
-            for (at, w) in w.iter_mut().enumerate() {
-                let channel = if depthwise {
-                    at % geometry.output_channels
+        let weights = match self.integers(&layer, &geometry, index).filter(|_| folded.is_none()) {
+            Some(integers) => Packed::integers(integers, bias),
+            None => Packed::Floats(self.pack((graph.original(id), folded.is_some()), &geometry, index, || {
+                let file = graph.values[layer.weight].values().unwrap_or_default();
+                let mut w = vec![0.0; file.len()];
+                if depthwise {
+                    layer.weight_to_taps(&file, &mut w);
                 } else {
-                    at / (geometry.patch() * per_group) * per_group + at % per_group
+                    layer.weight_to_kernel(&file, &mut w);
+                }
+                let layer = |w: Vec<f32>, bias| {
+                    if depthwise { ConvWeights { w, wt: vec![], bias } } else { ConvWeights::new(&geometry, &w, bias) }
                 };
-                *w *= scale[channel];
-            }
-            bias.resize(geometry.output_channels, 0.0);
-            bias.iter_mut().zip(scale.iter().zip(&shift)).for_each(|(b, (s, t))| *b = *b * s + t);
-            layer(w, bias)
-        });
+                let Some((scale, shift)) = folded else { return layer(w, bias) };
+                let per_group = geometry.group_outputs();
+                for (at, w) in w.iter_mut().enumerate() {
+                    let channel = if depthwise {
+                        at % geometry.output_channels
+                    } else {
+                        at / (geometry.patch() * per_group) * per_group + at % per_group
+                    };
+                    *w *= scale[channel];
+                }
+                bias.resize(geometry.output_channels, 0.0);
+                bias.iter_mut().zip(scale.iter().zip(&shift)).for_each(|(b, (s, t))| *b = *b * s + t);
+                layer(w, bias)
+            })),
+        };
         let slot = self.layer(node, geometry.clone(), x, weights, 1.0, index, &mut y);
         self.place(y, slot, order);
         Ok(())
@@ -519,7 +523,7 @@ impl<'a> Lowering<'a> {
         node: &Node,
         geometry: ConvGeometry,
         x: SlotId,
-        weights: Arc<ConvWeights>,
+        weights: Packed,
         weight_scale: f32,
         index: Option<usize>,
         y: &mut ValueId,
@@ -529,6 +533,10 @@ impl<'a> Lowering<'a> {
         let (len, multiply_adds) = (geometry.output_len(), geometry.multiply_adds());
         let depthwise = geometry.is_depthwise();
         let conv = Conv { geometry, activation, output_kept: false };
+        let weights = match weights {
+            Packed::Floats(weights) => weights,
+            Packed::Integers(weights) => return self.integer_layer(node, conv, x, weights, index, multiply_adds),
+        };
         if let Some(index) = index {
             let adaptation = self.adapted[index].1;
             self.sites[index] = Some(SiteStep::new(conv, depthwise, weights, weight_scale, adaptation));
@@ -573,7 +581,7 @@ impl<'a> Lowering<'a> {
         match node.op {
             Op::Gemm { beta, .. } => {
                 if let Some(c) = node.inputs.get(2) {
-                    let constant = self.graph.values[*c].constant.as_deref().filter(|c| c.len() == layer.outputs);
+                    let constant = self.graph.values[*c].values().filter(|c| c.len() == layer.outputs);
                     match constant {
                         Some(c) if beta == 1.0 && (!whole || layer_has_bias(self.graph, &layer)) => bias = c.to_vec(),
                         _ => rest = Some((*c, beta)),
@@ -584,7 +592,7 @@ impl<'a> Lowering<'a> {
                 if let Some((add, b)) = self.graph.bias_after(id, layer.outputs)
                     && (!whole || layer_has_bias(self.graph, &layer))
                 {
-                    bias = self.graph.values[b].constant.as_deref().unwrap_or_default().to_vec();
+                    bias = self.graph.values[b].values().as_deref().unwrap_or_default().to_vec();
                     self.fused[add] = true;
                     y = self.graph.nodes[add].outputs[0];
                 }
@@ -592,13 +600,16 @@ impl<'a> Lowering<'a> {
             _ => {}
         }
         let graph = self.graph;
-        let weights = self.pack((graph.original(id), !bias.is_empty()), &geometry, index, || {
-            let file = graph.values[layer.weight].constant.clone().unwrap_or_default();
-            let mut w = vec![0.0; file.len()];
-            layer.weight_to_kernel(&file, &mut w);
-            w.iter_mut().for_each(|w| *w *= alpha);
-            ConvWeights::new(&geometry, &w, bias)
-        });
+        let weights = match self.integers(&layer, &geometry, index).filter(|_| alpha == 1.0) {
+            Some(integers) => Packed::integers(integers, bias),
+            None => Packed::Floats(self.pack((graph.original(id), !bias.is_empty()), &geometry, index, || {
+                let file = graph.values[layer.weight].values().unwrap_or_default();
+                let mut w = vec![0.0; file.len()];
+                layer.weight_to_kernel(&file, &mut w);
+                w.iter_mut().for_each(|w| *w *= alpha);
+                ConvWeights::new(&geometry, &w, bias)
+            })),
+        };
         // The order of the output: as the input, with features in the place of features.
         let order: Order = match node.op {
             Op::Gemm { .. } => row_major(2),
@@ -622,7 +633,7 @@ impl<'a> Lowering<'a> {
         node: &Node,
         geometry: ConvGeometry,
         x: SlotId,
-        weights: Arc<ConvWeights>,
+        weights: Packed,
         weight_scale: f32,
         index: Option<usize>,
     ) -> SlotId {
@@ -642,9 +653,9 @@ impl<'a> Lowering<'a> {
     ) -> Result<SlotId, PlanError> {
         let shape = self.shape(y);
         let sizes = physical(shape, order);
-        if let Some(values) = self.graph.values[c].constant.as_deref() {
+        if let Some(values) = self.graph.values[c].values() {
             let own = leading_ones(self.shape(c), shape.len());
-            let scaled: Vec<f32> = permuted(values, &own, order).iter().map(|v| v * beta).collect();
+            let scaled: Vec<f32> = permuted(&values, &own, order).iter().map(|v| v * beta).collect();
             let op = Binary::with_constant(BinaryKind::Add, &sizes, scaled.into(), &physical(&own, order), false);
             return Ok(self.op(node, op, vec![product]));
         }
@@ -721,7 +732,7 @@ impl<'a> Lowering<'a> {
             let other = if constant == b { a } else { b };
             let (x, x_sizes) = self.want_broadcast(other, &order)?;
             let own = leading_ones(self.shape(constant), rank);
-            let values = permuted(graph.values[constant].constant.as_deref().unwrap_or_default(), &own, &order);
+            let values = permuted(graph.values[constant].values().as_deref().unwrap_or_default(), &own, &order);
             let first = constant != b;
             self.op(node, Binary::with_constant(kind, &x_sizes, values.into(), &physical(&own, &order), first), vec![x])
         } else {

@@ -222,7 +222,7 @@ impl Recording {
             let graph = model.graph();
             let bound = model.sites().into_iter().find(|s| s.key == site.site).unwrap();
             let value = if name == "bias" { bound.bias.unwrap() } else { bound.weight };
-            graph.values[value].constant.as_deref().unwrap().to_vec()
+            graph.values[value].values().as_deref().unwrap().to_vec()
         };
         match site.by.as_str() {
             "channel" => Delta::ScaleShift { scale: value(0), shift: value(1) },

@@ -355,13 +355,13 @@ impl Folder {
         let key = site.key.as_str();
         let weight = self.take_weight(key, site.layout, dims)?;
         let mut bias = self.has(key, "bias").then(|| self.take_shape(key, "bias", vec![dims.outputs])).transpose()?;
-        let constant = |v: ValueId| graph.values[v].constant.as_deref().unwrap_or_default();
+        let constant = |v: ValueId| graph.values[v].values().unwrap_or_default();
         if site.kind == SiteKind::Depthwise {
             return self.scale_shift(
                 key,
                 dims,
-                constant(site.weight),
-                site.bias.map(constant),
+                &constant(site.weight),
+                site.bias.map(constant).as_deref(),
                 &weight,
                 bias.as_deref(),
             );

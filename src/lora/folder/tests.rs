@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -18,7 +17,7 @@ pub(crate) fn example() -> (Graph, Vec<Site>) {
     let mut graph = Graph::default();
     let mut value = |name: &str, shape: &[usize], constant: bool| {
         let data: Vec<f32> = (0..shape.iter().product()).map(|_| rng.f32() - 0.5).collect();
-        let constant = constant.then(|| Arc::from(data));
+        let constant = constant.then(|| data.into());
         let stored = constant.is_some();
         graph.values.push(Value {
             name: name.to_owned(),
@@ -421,7 +420,7 @@ fn missing_and_left_over_tensors_are_named() {
     let root = changed(&adapter(true), |_| {}, |t| t.get_mut(&outside).unwrap().2.fill(63));
     assert_says(load_example(root.path()), &["`grouped`", "outside its group"]);
     let other = changed(&adapter(true), plain, |t| {
-        let whole = example().0.values[6].constant.clone().unwrap().iter().map(|w| w + 1.0).collect::<Vec<f32>>();
+        let whole = example().0.values[6].values().unwrap().iter().map(|w| w + 1.0).collect::<Vec<f32>>();
         t.retain(|n, _| !n.contains(".accentor_"));
         t.insert(name("dw", "weight"), (Dtype::F32, vec![6, 1, 3, 4], floats(&whole)));
     });
@@ -542,7 +541,7 @@ fn tensors_come_as_arrays_in_the_shapes_of_the_file() {
 fn an_embedding_has_the_names_of_peft() {
     let mut graph = Graph::default();
     let mut value = |name: &str, shape: &[usize], element, constant: bool| {
-        let data: Option<Arc<[f32]>> = constant.then(|| vec![0.5; shape.iter().product()].into());
+        let data = constant.then(|| vec![0.5; shape.iter().product()].into());
         let (name, shape, stored) = (name.to_owned(), shape.to_vec(), constant);
         graph.values.push(Value { name, shape, element, constant: data, stored, source: None, quantised: None });
         graph.values.len() - 1

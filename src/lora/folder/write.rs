@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
@@ -89,7 +90,8 @@ fn encode(adapter: &Adapter, graph: Option<&Graph>) -> Result<(Vec<u8>, Vec<u8>)
                     let bias = site.bias.as_ref().map(|b| frozen(graph, b, dims.outputs, site)).transpose()?;
                     let per_channel = dims.weight / dims.outputs;
                     let weight = weight.iter().enumerate().map(|(i, w)| w * scale[i / per_channel]).collect();
-                    let bias = (0..dims.outputs).map(|c| bias.map_or(0.0, |b| b[c]) * scale[c] + shift[c]).collect();
+                    let bias =
+                        (0..dims.outputs).map(|c| bias.as_ref().map_or(0.0, |b| b[c]) * scale[c] + shift[c]).collect();
                     whole.push(site.key.clone());
                     add(name("weight"), dims.torch_shape(), weight)?;
                     add(name("bias"), vec![dims.outputs], bias)?;
@@ -150,8 +152,8 @@ fn is_unmistakable(key: &str, adapter: &Adapter, graph: &Graph) -> bool {
 }
 
 /// A frozen tensor of the base.
-fn frozen<'a>(graph: &'a Graph, name: &str, len: usize, site: &AdapterSite) -> Result<&'a [f32], AdapterError> {
-    let value = graph.value_named(name).and_then(|v| graph.values[v].constant.as_deref());
+fn frozen(graph: &Graph, name: &str, len: usize, site: &AdapterSite) -> Result<Arc<[f32]>, AdapterError> {
+    let value = graph.value_named(name).and_then(|v| graph.values[v].values());
     value.filter(|v| v.len() == len).ok_or_else(|| AdapterError::NoSite { site: site.key.clone(), nearest: None })
 }
 

@@ -1,5 +1,7 @@
 //! Heads: the ONNX file with the classes that an adapter added, before the adapter is merged into it.
 
+use std::sync::Arc;
+
 use super::{MergeError, Merged};
 use crate::graph::{Graph, Head, Op, ValueId};
 use crate::onnx::wire::{Contents, Replacement, Widening, WireError, widen};
@@ -36,8 +38,8 @@ fn extended(file: &[u8], base: &Graph, graph: &Graph, output: ValueId) -> Result
         let node = contents.writer(name).ok_or_else(|| MergeError::OtherFile { node: name.to_owned() })?;
         let node = &contents.nodes[node];
         let Some(shape) = node.inputs.get(1).filter(|_| node.op_type == "Reshape") else { continue };
-        let constant = base.value_named(shape).and_then(|v| base.values[v].constant.as_deref());
-        let states = |c: &&[f32]| c.get(*axis) == Some(&(old as f32));
+        let constant = base.value_named(shape).and_then(|v| base.values[v].values());
+        let states = |c: &Arc<[f32]>| c.get(*axis) == Some(&(old as f32));
         if let Some(constant) = constant.filter(states) {
             if !contents.tensors.contains_key(shape) || contents.uses(shape) > 1 {
                 let (node, shape) = (name.to_owned(), (*shape).to_owned());
@@ -49,14 +51,13 @@ fn extended(file: &[u8], base: &Graph, graph: &Graph, output: ValueId) -> Result
         }
     }
     let widened: Vec<ValueId> = graph.widened(base).collect();
-    let of = |id: &ValueId| {
-        let v = &graph.values[*id];
-        Replacement { name: &v.name, values: v.constant.as_deref().unwrap_or_default(), shape: &v.shape }
-    };
+    let values: Vec<Arc<[f32]>> = widened.iter().map(|id| graph.values[*id].values().unwrap_or_default()).collect();
+    let of = widened.iter().map(|id| &graph.values[*id]).zip(&values);
+    let of = of.map(|(v, values)| Replacement { name: &v.name, values, shape: &v.shape });
     let lens: Vec<[usize; 1]> = shapes.iter().map(|(_, values)| [values.len()]).collect();
     let reshapes = shapes.iter().zip(&lens).map(|((name, values), len)| Replacement { name, values, shape: len });
     let widening = Widening {
-        tensors: widened.iter().map(of).chain(reshapes).collect(),
+        tensors: of.chain(reshapes).collect(),
         shapes: axes.iter().map(|(v, axis)| (base.values[*v].name.as_str(), *axis, new)).collect(),
         ..Widening::default()
     };
@@ -73,12 +74,11 @@ fn appended(file: &[u8], base: &Graph, graph: &Graph, tensor: &str) -> Result<Me
     let like = like.ok_or_else(|| WireError::NoTensor { name: tensor.to_owned() })?;
     let (nodes, values) = (&graph.nodes[base.nodes.len()..], &graph.values[base.values.len()..]);
     let name = |id: &ValueId| graph.values[*id].name.as_str();
-    let constants = values
-        .iter()
-        .filter_map(|v| Some(Replacement { name: &v.name, values: v.constant.as_deref()?, shape: &v.shape }));
+    let constants: Vec<_> = values.iter().filter_map(|v| Some((v, v.values()?))).collect();
+    let added = constants.iter().map(|(v, values)| Replacement { name: &v.name, values, shape: &v.shape });
     let output = graph.outputs[0];
     let widening = Widening {
-        added: constants.collect(),
+        added: added.collect(),
         like,
         nodes: nodes
             .iter()
@@ -108,10 +108,10 @@ mod tests {
         assert_eq!(extended.values[output].shape, [1, 5]);
         assert_eq!(named("onnx::MatMul_7").shape, [6, 5]);
         assert_eq!(named("product").shape, [1, 5]);
-        let bias = named("fc.bias").constant.unwrap();
+        let bias = named("fc.bias").values().unwrap();
         let mean = bias[..3].iter().sum::<f32>() / 3.0;
         assert!(bias[3..].iter().all(|b| (b - mean).abs() < 1e-6), "{bias:?}");
-        let weight = named("onnx::MatMul_7").constant.unwrap();
+        let weight = named("onnx::MatMul_7").values().unwrap();
         for row in weight.chunks(5) {
             let mean = row[..3].iter().sum::<f32>() / 3.0;
             assert!(row[3..].iter().all(|w| (w - mean).abs() < 1e-6), "{row:?}");

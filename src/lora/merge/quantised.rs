@@ -65,7 +65,7 @@ impl Merger<'_> {
             self.graph.values[**b].quantised.as_ref().is_some_and(|q| q.inside.as_deref() == Some(output))
         };
         let of_layer = node.inputs.get(2).filter(own).copied();
-        let frozen = of_layer.and_then(|b| self.graph.values[b].constant.as_deref());
+        let frozen = of_layer.and_then(|b| self.graph.values[b].values());
         let may_have_one = ["QLinearConv", "QGemm"].contains(&old.op_type);
         let b = match (bias, frozen) {
             (Some(new), _) if may_have_one => Some(new),
@@ -78,7 +78,7 @@ impl Merger<'_> {
                 None if new.iter().all(|b| *b == 0.0) => None,
                 None => Some(new),
             },
-            (_, old) => old.map(<[f32]>::to_vec),
+            (_, old) => old.map(|b| b.to_vec()),
         };
         let b = match b {
             Some(values) => {

@@ -219,7 +219,7 @@ impl Converter<'_> {
         let perm: Vec<usize> = labels.iter().filter_map(|l| term.labels.iter().position(|t| t == l)).collect();
         let shape: Vec<usize> = labels.iter().map(|l| sizes[l]).collect();
         let labels = labels.to_vec();
-        let Some(values) = self.graph.values[term.value].constant.clone() else {
+        let Some(values) = self.graph.values[term.value].values() else {
             let value = self.then(node, &format!("{name}~turn"), Op::Transpose(perm), vec![term.value], shape);
             return Term { value, labels };
         };
@@ -240,7 +240,7 @@ impl Converter<'_> {
         if self.shape(value) == shape {
             return value;
         }
-        match self.graph.values[value].constant.clone() {
+        match self.graph.values[value].values() {
             Some(values) => self.new_constant(node, name, shape, values.to_vec()),
             None => self.then(node, &format!("{name}~shape"), Op::Reshape, vec![value], shape),
         }

@@ -176,7 +176,7 @@ impl Converter<'_> {
         let mut shape = vec![1; x.len() - 1];
         shape[0] = channels;
         let found = self.graph.values[value].len();
-        let constant = self.graph.values[value].constant.clone();
+        let constant = self.graph.values[value].values();
         let repeat = match found {
             _ if found == channels => 1,
             _ if found == groups && constant.is_some() => channels / groups,
@@ -191,13 +191,13 @@ impl Converter<'_> {
             self.push(node, &name, Op::Reshape, vec![value], turned);
             return Ok(Some(turned));
         };
-        let values = constant.iter().flat_map(|v| std::iter::repeat_n(*v, repeat)).collect();
+        let values: Vec<f32> = constant.iter().flat_map(|v| std::iter::repeat_n(*v, repeat)).collect();
         let element = self.graph.values[value].element;
         self.graph.values.push(Value {
             name,
             shape,
             element,
-            constant: Some(values),
+            constant: Some(values.into()),
             stored: false,
             source: None,
             quantised: None,

@@ -8,17 +8,19 @@
 //! `MatMulInteger → Cast → Mul(scales)`, as dynamic quantisation leaves it, becomes one float product for the same reason.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::prelude::DatumType;
 
 use super::Converter;
 use super::window::extents;
-use crate::graph::{Element, Op, Quantisation, Quantised, Spread, Value, ValueId};
+use crate::graph::{Constant, Element, Op, Quantisation, Quantised, Spread, Value, ValueId};
+use crate::kernels::integers::Integers;
 use crate::onnx::OnnxError;
 use crate::onnx::attributes::{Attributes, axis};
 use crate::onnx::load::{Facts, to_f32, to_i64};
-use crate::onnx::quantised::{OPERATORS, quantisation, stated};
+use crate::onnx::quantised::{OPERATORS, quantisation, real_integers, stated};
 use crate::ops::binary::BinaryKind;
 use crate::ops::quantise::{DynamicPart, Half, Scales};
 use crate::ops::reduce::ReduceKind;
@@ -129,6 +131,7 @@ impl Converter<'_> {
                 self.push(node, name, Op::Quantise(Half::Quantise, q), vec![x], y);
                 self.graph.values[y].element = Element::Quantised;
             }),
+            "DequantizeLinear" if self.graph.is_constant(x) => self.dequantised_constant(node, x, y)?,
             "DequantizeLinear" => match self.stated(node, x, x) {
                 Some(q) => {
                     self.push(node, name, Op::Quantise(Half::Dequantise, q), vec![x], y);
@@ -260,8 +263,8 @@ impl Converter<'_> {
         let Some(scales) = self.scales(&shape, x, scale, zero, along) else {
             return self.real_of_data(node, &format!("{name}~{part}"), x, Some(scale), zero, None);
         };
-        if let Some(integers) = self.constants.get(&x) {
-            let values = scales.real(&shape, &to_i64(integers)?);
+        if self.constants.contains_key(&x) {
+            let values = self.real_values(x, scale, zero, along, 0, &scales)?;
             let scale = self.graph.values[scale].name.clone();
             return Some(self.real_constant(node, x, &scale, values, shape));
         }
@@ -276,7 +279,7 @@ impl Converter<'_> {
         node: &NodeProto,
         of: ValueId,
         scale: &str,
-        values: Vec<f32>,
+        values: Constant,
         shape: Vec<usize>,
     ) -> ValueId {
         let tensor = self.graph.values[of].name.clone();
@@ -285,12 +288,49 @@ impl Converter<'_> {
             name: format!("{tensor}~{}", node.output.first().map_or("", String::as_str)),
             shape,
             element: Element::F32,
-            constant: Some(values.into()),
+            constant: Some(values),
             stored: false,
             source: None,
             quantised: Some(quantised),
         });
         self.graph.values.len() - 1
+    }
+
+    /// The real values of the constant `x`, held as integers where they are of 8 bits or fewer.
+    fn real_values(
+        &self,
+        x: ValueId,
+        scale: ValueId,
+        zero: Option<ValueId>,
+        along: Option<i64>,
+        block: usize,
+        scales: &Quantisation,
+    ) -> Option<Constant> {
+        let shape = self.shape(x);
+        let zero = match zero {
+            Some(zero) => Some(self.constants.get(&zero)?.as_ref()),
+            None => None,
+        };
+        let held = || {
+            let integers = self.graph.values[x].constant.as_ref()?;
+            real_integers(integers, &shape, self.constants.get(&scale)?, zero, along, block)
+        };
+        held().or_else(|| Some(scales.real(&shape, &to_i64(self.constants.get(&x)?)?).into()))
+    }
+
+    /// A weight whose floats tract was not told.
+    fn dequantised_constant(&mut self, node: &NodeProto, x: ValueId, y: ValueId) -> Result<Option<()>, OnnxError> {
+        let attributes = Attributes(node);
+        let id = |i: usize| node.input.get(i).filter(|n| !n.is_empty()).and_then(|n| self.names.get(n)).copied();
+        let made = || {
+            let block = usize::try_from(attributes.int("block_size").unwrap_or(0)).ok()?;
+            let along = Some(attributes.int("axis").unwrap_or(1));
+            self.real_values(x, id(1)?, id(2), along, block, &self.stated(node, x, x)?)
+        };
+        let values = made().ok_or_else(|| self.error(node, "its scale and zero point do not fit its constant"))?;
+        self.graph.values[y].constant = Some(values);
+        self.graph.values[y].quantised = self.quantised_constant(node, x);
+        Ok(Some(()))
     }
 
     /// Constant scale and zero point of the integers of `x`.
@@ -413,10 +453,11 @@ impl Converter<'_> {
         scales: &[f32],
     ) -> Option<ValueId> {
         let integers = to_i64(self.constants.get(&bias)?)?;
-        let values = integers.iter().enumerate().map(|(i, b)| *b as f32 * scales[i % scales.len()]).collect();
+        let real = |(i, b): (usize, &i64)| *b as f32 * scales[i % scales.len()];
+        let values: Vec<f32> = integers.iter().enumerate().map(real).collect();
         let beside = self.graph.values[beside?].name.clone();
         let shape = self.shape(bias);
-        Some(self.real_constant(node, bias, &beside, values, shape))
+        Some(self.real_constant(node, bias, &beside, values.into(), shape))
     }
 
     fn convolution(&self, node: &NodeProto, x: ValueId, w: ValueId, y: ValueId) -> Result<Option<Op>, OnnxError> {
@@ -513,8 +554,12 @@ impl Converter<'_> {
         let y = self.float(node, name, part, shape.clone());
         match self.constants.get(&x) {
             Some(integers) => {
-                let values = centred.real(&shape, &to_i64(integers)?);
-                self.graph.values[y].constant = Some(values.into());
+                let floats = || Some(centred.real(&shape, &to_i64(integers)?).into());
+                let one = tract_onnx::prelude::tensor1(&vec![1.0f32; centred.scales.scale.len()]);
+                let zero = self.constants.get(&zero).map(Arc::as_ref);
+                let held = |x: &Constant| real_integers(x, &shape, &one, zero, Some(along), 0);
+                let values = self.graph.values[x].constant.as_ref().and_then(held).or_else(floats)?;
+                self.graph.values[y].constant = Some(values);
             }
             None => self.push(node, &format!("{name}~{part}"), Op::Quantise(Half::Dequantise, centred), vec![x], y),
         }
@@ -562,7 +607,9 @@ impl Converter<'_> {
         let spread =
             tract_onnx::tract_hir::internal::Tensor::from_shape(&[scales.len()], &scales).map_err(|_| lost())?;
         let fits = |spread: &_| quantisation(&shape, spread, zero.as_deref(), Some(along), 0, integers.datum_type());
-        let values = fits(&spread).zip(to_i64(&integers)).map(|(q, i)| q.real(&shape, &i)).ok_or_else(lost)?;
+        let held = |constant: &Constant| real_integers(constant, &shape, &spread, zero.as_deref(), Some(along), 0);
+        let floats = || Some(fits(&spread)?.real(&shape, &to_i64(&integers)?).into());
+        let values = self.graph.values[w].constant.as_ref().and_then(held).or_else(floats).ok_or_else(lost)?;
         let x_real = match x_scale {
             Some(scale) => self.real_of_data(product, &format!("{name}~a"), x, Some(scale), x_zero, None),
             None => self.centred(product, &name, "a", x, x_zero, 0),
@@ -600,7 +647,9 @@ impl Converter<'_> {
         };
         let blocks = k.div_ceil(block);
         let unknown = || self.error(node, "its weights and scales do not fit K, N and the block size");
-        let (packed, scales) = to_i64(packed).zip(to_f32(scales)).ok_or_else(unknown)?;
+        let scales = to_f32(scales).ok_or_else(unknown)?;
+        let packed: Arc<[u8]> =
+            packed.try_as_plain_ram().ok().and_then(|p| p.as_slice::<u8>().ok()).ok_or_else(unknown)?.into();
         let small = |bytes: &[i64], i: usize| bytes[i * bits / 8] >> (i * bits % 8) & ((1 << bits) - 1);
         let (row, zero_row) = (block * bits / 8, (blocks * bits).div_ceil(8));
         let zeros: Vec<f32> = match input(3) {
@@ -616,19 +665,10 @@ impl Converter<'_> {
                 }
             }
         };
-        if packed.len() != n * blocks * row || scales.len() != n * blocks || zeros.len() != n * blocks {
-            return Err(unknown());
-        }
-        let mut values = vec![0.0; k * n];
-        for o in 0..n {
-            for i in 0..k {
-                let at = o * blocks + i / block;
-                let q = small(&packed[at * row..], i % block) as f32;
-                values[i * n + o] = (q - zeros[at]) * scales[at];
-            }
-        }
+        let integers = Integers::new(n, k, bits, blocks * row, packed);
+        let real = integers.and_then(|i| i.scaled([1, block], scales, &zeros)).ok_or_else(unknown)?;
         let scale = self.graph.values[scale].name.clone();
-        let w = self.real_constant(node, b, &scale, values, vec![k, n]);
+        let w = self.real_constant(node, b, &scale, Constant::TurnedIntegers(Arc::new(real)), vec![k, n]);
         self.then_add(node, name, vec![a, w], input(5), y);
         Ok(Some(()))
     }

@@ -51,7 +51,7 @@ impl Converter<'_> {
         } else if let Some(scales) = listed.filter(|l| !l.is_empty()) {
             scales.iter().map(|s| f64::from(*s)).collect()
         } else {
-            let constant = input(scales_at).and_then(|id| self.graph.values[id].constant.clone());
+            let constant = input(scales_at).and_then(|id| self.graph.values[id].values());
             let Some(scales) = constant else { return Ok(false) };
             scales.iter().map(|s| f64::from(*s)).collect()
         };
@@ -84,7 +84,7 @@ impl Converter<'_> {
         let given = text("coordinate_transformation_mode", "half_pixel");
         let crop = !plain && given == "tf_crop_and_resize";
         let region = if crop {
-            let region = input(1).and_then(|id| self.graph.values[id].constant.clone());
+            let region = input(1).and_then(|id| self.graph.values[id].values());
             match region.filter(|r| r.len() == 2 * axes.len()) {
                 Some(region) => region.to_vec(),
                 None => return Ok(false),

@@ -31,7 +31,7 @@ impl Lowering<'_> {
             ..forward
         };
         let bias = match node.inputs.get(2) {
-            Some(b) => match self.graph.values[*b].constant.as_deref() {
+            Some(b) => match self.graph.values[*b].values().as_deref() {
                 Some(bias) => bias.to_vec(),
                 None => return Err(self.unsupported(node, "its bias must be a constant of the file")),
             },
@@ -39,7 +39,7 @@ impl Lowering<'_> {
         };
         let graph = self.graph;
         let pack = || {
-            let file = graph.values[layer.weight].constant.clone().unwrap_or_default();
+            let file = graph.values[layer.weight].values().unwrap_or_default();
             let mut rows = vec![0.0; file.len()];
             layer.weight_to_kernel(&file, &mut rows);
             let mut weights = ConvWeights::new(&mirror, &rows, Vec::new());

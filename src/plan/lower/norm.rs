@@ -29,11 +29,11 @@ impl Lowering<'_> {
         let axes: Vec<usize> = axes.iter().map(at).collect();
         let mut op = Norm::new(kind, &split(physical(shape, order)), &axes);
         for (i, constant) in node.inputs[1..].iter().enumerate() {
-            let Some(values) = self.graph.values[*constant].constant.as_deref() else {
+            let Some(values) = self.graph.values[*constant].values() else {
                 return Err(self.unsupported(node, "its scale and bias must be constants"));
             };
             let own = leading_ones(self.shape(*constant), shape.len());
-            let (values, sizes) = (permuted(values, &own, order), split(physical(&own, order)));
+            let (values, sizes) = (permuted(&values, &own, order), split(physical(&own, order)));
             op = if i == 0 { op.with_scale(values, &sizes) } else { op.with_bias(values, &sizes) };
         }
         let slot = self.op(node, op, vec![placed.slot]);

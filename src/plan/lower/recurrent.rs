@@ -17,8 +17,7 @@ use crate::plan::value_order::{Order, permuted, physical, row_major};
 impl<'a> Lowering<'a> {
     pub(super) fn recurrent(&mut self, id: NodeId, node: &'a Node, layer: &'a RecurrentLayer) -> Result<(), PlanError> {
         let graph = self.graph;
-        let constant =
-            |at: Option<usize>| at.and_then(|at| graph.values[node.inputs[at]].constant.as_deref()).unwrap_or_default();
+        let constant = |at: Option<usize>| at.and_then(|at| graph.values[node.inputs[at]].values()).unwrap_or_default();
         // Steps first, then directions, then the batch: what the operator works in.
         let order = |rank: usize| -> Order {
             match (layer.batch_first, rank) {
@@ -35,7 +34,7 @@ impl<'a> Lowering<'a> {
         let mut initial = [Initial::Zero, Initial::Zero];
         for (initial, at) in initial.iter_mut().zip(layer.initial) {
             let Some(value) = at.map(|at| node.inputs[at]) else { continue };
-            *initial = match graph.values[value].constant.as_deref() {
+            *initial = match graph.values[value].values().as_deref() {
                 Some(values) if values.iter().all(|v| *v == 0.0) => Initial::Zero,
                 Some(values) => Initial::Constant(permuted(values, self.shape(value), &order(3)).into()),
                 None => {
@@ -44,12 +43,9 @@ impl<'a> Lowering<'a> {
                 }
             };
         }
-        let tensors = Tensors {
-            w: constant(Some(RecurrentLayer::W)),
-            r: constant(Some(RecurrentLayer::R)),
-            bias: constant(layer.bias),
-            peepholes: constant(layer.peepholes),
-        };
+        let (w, r) = (constant(Some(RecurrentLayer::W)), constant(Some(RecurrentLayer::R)));
+        let (bias, peepholes) = (constant(layer.bias), constant(layer.peepholes));
+        let tensors = Tensors { w: &w, r: &r, bias: &bias, peepholes: &peepholes };
         let read = |value: &ValueId| *value == self.output || graph.consumers(*value).next().is_some();
         let outputs = layer.outputs.map(|at| at.map(|at| node.outputs[at]).filter(read));
         let last = outputs[1..].iter().any(Option::is_some);

@@ -87,7 +87,7 @@ impl Lowering<'_> {
     }
 
     fn constant(&self, value: ValueId) -> Option<Arc<[f32]>> {
-        self.graph.values[value].constant.clone()
+        self.graph.values[value].values()
     }
 
     fn choice(&mut self, node: &Node) -> Result<(SlotId, Order), PlanError> {

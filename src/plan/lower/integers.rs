@@ -1,0 +1,72 @@
+//! Layers whose weights stay integers.
+
+use std::sync::Arc;
+
+use super::Lowering;
+use crate::graph::{Constant, Layout, Node, Site};
+use crate::kernels::integers::Integers;
+use crate::lora::{Adaptation, SiteStep};
+use crate::ops::Operator;
+use crate::ops::conv::{Conv, ConvWeights};
+use crate::ops::conv_geometry::ConvGeometry;
+use crate::ops::integer_dense::{FrozenIntegers, IntegerWeights};
+use crate::plan::program::{MaskedOp, SlotId, StepKind};
+
+/// An adapted layer with fewer weights than this is merged in floats: 256 KiB.
+const MERGED_BELOW: usize = 1 << 16;
+
+/// Weights of a layer as its kernels read them.
+pub(super) enum Packed {
+    Floats(Arc<ConvWeights>),
+    Integers(Arc<IntegerWeights>),
+}
+
+impl Packed {
+    pub(super) fn integers((matrix, turned): (Arc<Integers>, bool), bias: Vec<f32>) -> Self {
+        Self::Integers(Arc::new(IntegerWeights { matrix, turned, bias }))
+    }
+}
+
+impl Lowering<'_> {
+    /// The weight of a dense layer that runs from its integers, and whether each row of them is an output.
+    pub(super) fn integers(
+        &self,
+        layer: &Site,
+        geometry: &ConvGeometry,
+        index: Option<usize>,
+    ) -> Option<(Arc<Integers>, bool)> {
+        if !geometry.is_pointwise() || geometry.groups != 1 || !index.is_none_or(|i| self.runs_beside(i)) {
+            return None;
+        }
+        let (matrix, turned) = self.graph.values[layer.weight].constant.as_ref().and_then(Constant::integers)?;
+        Some((matrix.clone(), turned != (layer.layout != Layout::InOut)))
+    }
+
+    /// Whether adapted layer `index` has its pair beside integers: what is small is merged, which is faster, and what is
+    /// trained as a whole becomes floats.
+    fn runs_beside(&self, index: usize) -> bool {
+        let (site, adaptation) = &self.adapted[index];
+        matches!(adaptation, Adaptation::LowRank { .. }) && site.inputs * site.outputs >= MERGED_BELOW
+    }
+
+    /// Adds the step of a layer with integer weights.
+    pub(super) fn integer_layer(
+        &mut self,
+        node: &Node,
+        conv: Conv,
+        x: SlotId,
+        weights: Arc<IntegerWeights>,
+        index: Option<usize>,
+        multiply_adds: u64,
+    ) -> SlotId {
+        let len = conv.geometry.output_len();
+        if let Some((index, Adaptation::LowRank { rank, scale })) = index.map(|i| (i, self.adapted[i].1)) {
+            self.sites[index] = Some(SiteStep::integers(conv, weights, rank, scale));
+            return self.step(node, StepKind::Site(index), vec![x], len, multiply_adds);
+        }
+        let kept = Conv { output_kept: true, ..conv.clone() };
+        let bits: Arc<dyn Operator> = Arc::new(FrozenIntegers { conv, weights: weights.clone() });
+        let output: Arc<dyn Operator> = Arc::new(FrozenIntegers { conv: kept, weights });
+        self.step(node, StepKind::Masked(MaskedOp { bits, output }), vec![x], len, multiply_adds)
+    }
+}
