@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use accentor::onnx::{LoadOptions, load};
 use onnx_file::{Dim, Net, dense, graph, int, ints, text};
 use scene::{Scene, arguments, clips_into, copy_folder, kws, npy, says};
 
@@ -130,8 +131,14 @@ fn external_data_stays_inside_the_folder() {
         scene.write("model/net.onnx", net(&[("location", "whole.bin"), ("offset", offset), ("length", length)]));
         scene.fails(1, "inspect model/net.onnx", &["`w`", "whole.bin"]);
     }
-    scene.write("model/net.onnx", net(&[("location", "whole.bin"), ("offset", "0"), ("length", "32")]));
+    // What lies inside is read, from where the entry says.
+    let values: Vec<u8> = (0..12u8).flat_map(|v| f32::from(v).to_le_bytes()).collect();
+    scene.write("model/whole.bin", values);
+    scene.write("model/net.onnx", net(&[("location", "whole.bin"), ("offset", "16"), ("length", "32")]));
     assert!(scene.run("inspect model/net.onnx").status.success());
+    let graph = load(&scene.path("model/net.onnx"), &LoadOptions::default()).unwrap();
+    let weight = graph.values[graph.value_named("w").unwrap()].constant.as_deref().unwrap();
+    assert_eq!(weight, [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0]);
 }
 
 #[test]
@@ -197,6 +204,11 @@ fn control_flow_is_refused() {
         .output("y");
     scene.write("loop.onnx", net.file());
     scene.fails(1, "inspect loop.onnx", &["/y/Loop", "Loop", "control flow"]);
+    tensors(&scene, &["0", "1"]);
+    for (file, op) in [("if.onnx", "If"), ("loop.onnx", "Loop")] {
+        let adapt = format!("adapt --model {file} --data data --out out");
+        scene.fails(1, &adapt, &[op, "export the model without control flow"]);
+    }
 }
 
 #[test]

@@ -17,6 +17,33 @@ fn refused(net: &Net) -> OnnxError {
     load_bytes(&net.file(), None, &LoadOptions::default()).unwrap_err()
 }
 
+/// Graphs whose shapes are told wrongly: each operator would read past what it is given.
+#[test]
+fn shapes_that_do_not_fit_reach_no_kernel() {
+    let plane = || Net::new().input("x", &[1, 2, 4, 6]);
+    for net in [
+        plane().node("Transpose", &["x"], "y", &[ints("perm", &[0, 1, 1, 3])]),
+        plane().node("Transpose", &["x"], "y", &[ints("perm", &[0, 1, 2])]),
+        plane().node("Transpose", &["x"], "y", &[ints("perm", &[0, 1, 2, -7])]),
+        plane().weight("w", &[2, 2, 9, 9]).node("Conv", &["x", "w"], "y", &[]),
+        plane().weight("w", &[2, 2, 1, 1]).weight("b", &[3]).node("Conv", &["x", "w", "b"], "y", &[]),
+        plane().weight("w", &[2, 2, 1, 1]).node("Conv", &["x", "w"], "y", &[ints("strides", &[-1, 1])]),
+        plane().weight("w", &[2, 2, 1, 1]).node("Conv", &["x", "w"], "y", &[ints("dilations", &[i64::MAX, 1])]),
+        plane().node("Conv", &["x"], "y", &[]),
+        plane().weight("w", &[2, 3, 1, 1]).weight("b", &[2]).node("ConvTranspose", &["x", "w", "b"], "y", &[]),
+        plane().node("MaxPool", &["x"], "y", &[ints("kernel_shape", &[-2, 2])]),
+        plane().node("MaxPool", &["x"], "y", &[ints("kernel_shape", &[2])]),
+        plane().weight("s", &[3]).node("InstanceNormalization", &["x", "s", "s"], "y", &[]),
+        plane().weight("s", &[3]).node("BatchNormalization", &["x", "s", "s", "s", "s"], "y", &[]),
+        plane().weight("w", &[2, 3]).node("MatMul", &["x", "w"], "y", &[]),
+        plane().weight("w", &[1, 2, 4, 5]).node("Add", &["x", "w"], "y", &[]),
+        plane().weight("w", &[1, 2, 4, 5]).node("Concat", &["x", "w"], "y", &[int("axis", 1)]),
+        plane().integers("i", &[9]).node("Gather", &["x", "i"], "y", &[]),
+    ] {
+        refused(&net.output("y"));
+    }
+}
+
 /// A tensor of 10¹² values and more, by every operator that makes one from a few.
 fn greedy() -> Vec<(&'static str, Net)> {
     let side = [1i64 << 20, 1 << 20];
@@ -71,6 +98,16 @@ fn greedy() -> Vec<(&'static str, Net)> {
             let pads = [ints("pads", &[1 << 24, 1 << 24, 1 << 24, 1 << 24])];
             let net = base().weight("picture", &[1, 1, 4, 4]).weight("kernel", &[1, 1, 3, 3]);
             sum(net.node("Conv", &["picture", "kernel"], "big", &pads))
+        }),
+        ("MaxPool of the input", {
+            let window = [ints("kernel_shape", &[1 << 20, 1 << 20]), ints("pads", &[1 << 19; 4])];
+            let net = Net::new().input("x", &[1, 1, 4, 4]).node("MaxPool", &["x"], "y", &window);
+            net.output("y")
+        }),
+        ("Conv of the input", {
+            let sides = [ints("strides", &[1 << 23, 1 << 23]), ints("pads", &[1 << 23; 4])];
+            let net = Net::new().input("x", &[1, 1, 4, 4]).weight("kernel", &[1, 1, 3, 3]);
+            net.node("Conv", &["x", "kernel"], "y", &sides).output("y")
         }),
         ("RandomNormal", sum(base().node("RandomNormal", &[], "big", &[ints("shape", &side)]))),
         ("HannWindow", {
@@ -150,6 +187,15 @@ fn depth_and_length_end_in_an_error_or_a_model() {
         }
         refused(&inner.input("x", &[1, 4]));
     }
+    // Nor does the process end.
+    let mut inner = Net::new().node("Identity", &["x"], "b", &[]).output("b");
+    for _ in 0..1000 {
+        inner = Net::new().node("If", &["x"], "b", &[graph("then_branch", &inner)]).output("b");
+    }
+    let scene = Scene::new();
+    scene.write("deep.onnx", inner.input("x", &[1, 4]).file());
+    let output = scene.shell(&format!("ulimit -v {SPACE} && exec \"$@\""), "inspect deep.onnx");
+    says(&output, 1, "deep", &["deep.onnx"]);
     // A long chain is a model.
     let mut long = Net::new().input("n0", &[1, 4]);
     for i in 0..3000 {
