@@ -15,6 +15,8 @@ import numpy as np
 
 MODELS = pathlib.Path(__file__).resolve().parents[2] / "models"
 MEMORY, STEP = 0.15, 2.0
+# Other processes make a step longer, never shorter: where times differ, both are measured again, and the least counts.
+TRIES = 4
 # Name → manifest's folder or ONNX file, data, clips, flags of the model.
 SUBJECTS = {
     "dscnn_kws": ("dscnn-kws", "words", 60, []),
@@ -96,15 +98,22 @@ def main():
                 bad += not agree
                 print(f"{name:28}{threads:<9}{'' if agree else 'DISAGREE '}inspect: {told['cannot_train']}; adapt: {error}", flush=True)
                 continue
-            timed, _ = accentor("bench", "--model", subject, *flags, "--threads", threads, "--steps", "5")
             cost = told["training"]
             memory = cost["peak_rss_bytes"] / run["peak_rss_bytes"]
-            step = cost["step_ms"] / timed["step_ms"]["min"]
+            predicted, found = cost["step_ms"], float("inf")
+            for _ in range(TRIES):
+                timed, _ = accentor("bench", "--model", subject, *flags, "--threads", threads, "--steps", "5")
+                found = min(found, timed["step_ms"]["min"])
+                step = predicted / found
+                if 1 / STEP <= step <= STEP:
+                    break
+                again, _ = accentor("inspect", subject, *flags, "--clips", clips, "--threads", threads)
+                predicted = min(predicted, again["training"]["step_ms"])
             wrong = [what for what, held in [("arena", cost["arena_bytes"] == timed["arena_bytes"]), ("memory", abs(memory - 1) <= MEMORY),
                                              ("step", 1 / STEP <= step <= STEP)] if not held]
             bad += bool(wrong)
             print(f"{name:28}{threads:<9}{cost['arena_bytes'] / 1024:9.1f} {timed['arena_bytes'] / 1024:8.1f}  {cost['peak_rss_bytes'] / 2**20:8.1f} "
-                  f"{run['peak_rss_bytes'] / 2**20:8.1f}  {memory:5.2f}  {cost['step_ms']:9.2f} {timed['step_ms']['min']:8.2f}  {step:5.2f}  {' '.join(wrong)}",
+                  f"{run['peak_rss_bytes'] / 2**20:8.1f}  {memory:5.2f}  {predicted:9.2f} {found:8.2f}  {step:5.2f}  {' '.join(wrong)}",
                   flush=True)
     raise SystemExit(1 if bad else 0)
 
