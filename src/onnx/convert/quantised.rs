@@ -673,12 +673,16 @@ impl Converter<'_> {
         Ok(Some(()))
     }
 
-    /// Lets go of the integers whose real values a layer has: no node reads them any more.
+    /// Lets go of what nothing reads any more: the integers whose real values a layer has, and their scales.
     pub(super) fn drop_integers(&mut self, outputs: &[String]) {
         let mut read: Vec<bool> = self.graph.values.iter().map(|v| outputs.contains(&v.name)).collect();
         self.graph.nodes.iter().flat_map(|n| &n.inputs).for_each(|i| read[*i] = true);
+        let quantised = self.graph.values.iter().filter_map(|v| v.quantised.as_ref());
+        let named: HashSet<String> = quantised.flat_map(|q| [q.scale.clone(), q.tensor.clone()]).collect();
         for (value, read) in self.graph.values.iter_mut().zip(read) {
-            if value.element == Element::Integer && !read {
+            // A zero point is 8-bit integers too; whole numbers of 64 bits are shapes, which merging may have to change.
+            let small = value.constant.as_ref().is_some_and(|c| c.integers().is_some());
+            if !read && (named.contains(&value.name) || value.element == Element::Integer && small) {
                 value.constant = None;
             }
         }
