@@ -137,8 +137,8 @@ fn external_data_stays_inside_the_folder() {
     scene.write("model/net.onnx", net(&[("location", "whole.bin"), ("offset", "16"), ("length", "32")]));
     assert!(scene.run("inspect model/net.onnx").status.success());
     let graph = load(&scene.path("model/net.onnx"), &LoadOptions::default()).unwrap();
-    let weight = graph.values[graph.value_named("w").unwrap()].constant.as_deref().unwrap();
-    assert_eq!(weight, [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0]);
+    let weight = graph.values[graph.value_named("w").unwrap()].values().unwrap();
+    assert_eq!(*weight, [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0]);
 }
 
 #[test]
