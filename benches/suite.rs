@@ -6,6 +6,8 @@
 //! after it: independent chains of multiply-adds in registers, the most that the core can do. The baseline holds these ratios; one
 //! that is [`SLOWER`] times its baseline is a regression, and the exit code is 1.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
