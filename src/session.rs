@@ -149,7 +149,6 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-
     use ndarray::{Array1, Array2};
 
     use crate::graph::{Element, Graph, Node, Op, Value};

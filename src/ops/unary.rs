@@ -157,9 +157,7 @@ impl Unary {
             _ => Activation::None,
         }
     }
-}
 
-impl Unary {
     /// dx of Relu, Clip and LeakyRelu: added, or written where it is the `first` term.
     fn straight(&self, y: &[f32], saved: &[f32], dy: &[f32], dx: &mut [f32], first: bool) {
         let slope = if let UnaryKind::LeakyRelu { alpha } = self.kind { alpha } else { 0.0 };
