@@ -4,7 +4,7 @@
 //!
 //! A time alone says nothing on another machine or a busy one. Each is divided by the time of a reference that runs just before and
 //! after it: independent chains of multiply-adds in registers, the most that the core can do. The baseline holds these ratios; one
-//! that is [`SLOWER`] times its baseline is a regression, and the exit code is 1.
+//! that stays above [`SLOWER`] times its baseline in [`TRIES`] tries is a regression, and the exit code is 1.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -18,14 +18,19 @@ use rten_simd::{Isa, Simd, SimdOp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Noise of minima on a shared machine stayed below 1.15 in ten runs; twice that is slower code.
 const SLOWER: f64 = 1.3;
+
+/// Other guests of a shared machine made single measurements up to 1.6 times as long: what looks slow is measured again, and a
+/// baseline is the least of so many. Five runs of unchanged code while the machine was disturbed still gave one false alarm: run it again, or
+/// on a machine of your own.
+const TRIES: usize = 6;
 
 const BASELINE: &str = "benches/baseline.json";
 
 /// Chains of multiply-adds: more than latency times units of any core that is meant.
 const CHAINS: usize = 12;
-const ROUNDS: usize = 200_000;
+/// Some milliseconds, as long as a step: what disturbs one disturbs the other.
+const ROUNDS: usize = 2_000_000;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Row {
@@ -67,13 +72,23 @@ fn run() -> Result<bool, Box<dyn std::error::Error>> {
             folder => models.extend(onnx_files(Path::new(folder))?),
         }
     }
-    let mut rows = Vec::new();
+    let baseline = if update { BTreeMap::new() } else { baseline()? };
+    let slower =
+        |row: &Row| baseline.get(&key(row)).map_or([0.0; 2], |of| [row.infer_ratio / of[0], row.step_ratio / of[1]]);
+    let mut rows: Vec<Row> = Vec::new();
     for model in &models {
         for threads in [1, 2] {
-            match measure(model, threads, steps) {
-                Ok(row) => rows.push(row),
-                Err(error) => eprintln!("{}: {error}", model.display()),
+            let mut best: Option<Row> = None;
+            for _ in 0..TRIES {
+                match measure(model, threads, steps) {
+                    Ok(row) => best = Some(best.map_or(row.clone(), |best| best.least(row))),
+                    Err(error) => eprintln!("{}: {error}", model.display()),
+                }
+                if !update && best.as_ref().is_none_or(|row| slower(row).iter().all(|times| *times <= SLOWER)) {
+                    break;
+                }
             }
+            rows.extend(best);
         }
     }
     if json {
@@ -81,24 +96,41 @@ fn run() -> Result<bool, Box<dyn std::error::Error>> {
     } else {
         table(&rows);
     }
-    let ratios: BTreeMap<String, [f64; 2]> = rows.iter().map(|r| (key(r), [r.infer_ratio, r.step_ratio])).collect();
     if update {
+        let ratios: Ratios = rows.iter().map(|r| (key(r), [r.infer_ratio, r.step_ratio])).collect();
         std::fs::write(BASELINE, serde_json::to_string_pretty(&ratios)? + "\n")?;
         return Ok(true);
     }
-    let text = std::fs::read_to_string(BASELINE).map_err(|e| format!("{BASELINE}: {e}; make it with --update"))?;
-    let baseline: BTreeMap<String, [f64; 2]> = serde_json::from_str(&text)?;
     let mut good = true;
-    for (key, now) in &ratios {
-        let Some(before) = baseline.get(key) else { continue };
-        for (what, (now, before)) in ["inference", "step"].iter().zip(now.iter().zip(before)) {
-            if *now > before * SLOWER {
-                eprintln!("{key}: {what} takes {:.2} times the baseline", now / before);
+    for row in &rows {
+        for (what, times) in ["inference", "step"].iter().zip(slower(row)) {
+            if times > SLOWER {
+                eprintln!("{}: {what} takes {times:.2} times the baseline", key(row));
                 good = false;
             }
         }
     }
     Ok(good)
+}
+
+/// Of inference and step, by model, batch and threads.
+type Ratios = BTreeMap<String, [f64; 2]>;
+
+fn baseline() -> Result<Ratios, Box<dyn std::error::Error>> {
+    let text = std::fs::read_to_string(BASELINE).map_err(|e| format!("{BASELINE}: {e}; make it with --update"))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+impl Row {
+    /// The lesser times of two measurements.
+    fn least(self, other: Self) -> Self {
+        let (infer_ms, infer_ratio) = match self.infer_ratio <= other.infer_ratio {
+            true => (self.infer_ms, self.infer_ratio),
+            false => (other.infer_ms, other.infer_ratio),
+        };
+        let step = if self.step_ratio <= other.step_ratio { self } else { other };
+        Self { infer_ms, infer_ratio, ..step }
+    }
 }
 
 fn key(row: &Row) -> String {
