@@ -327,7 +327,8 @@ impl Converter<'_> {
             let along = Some(attributes.int("axis").unwrap_or(1));
             self.real_values(x, id(1)?, id(2), along, block, &self.stated(node, x, x)?)
         };
-        let values = made().ok_or_else(|| self.error(node, "its scale and zero point do not fit its constant"))?;
+        let values = made()
+            .ok_or_else(|| self.error(node, "its scale and zero point must be constants that fit its integers"))?;
         self.graph.values[y].constant = Some(values);
         self.graph.values[y].quantised = self.quantised_constant(node, x);
         Ok(Some(()))
