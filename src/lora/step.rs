@@ -11,7 +11,7 @@ use super::integers::Beside;
 use crate::kernels::depthwise;
 use crate::kernels::gemm::{gemm, panels};
 use crate::ops::Keeps;
-use crate::ops::conv::{Conv, ConvWeights, Factors, pack_groups, transpose, unpack_groups};
+use crate::ops::conv::{Conv, ConvWeights, Factors, FileMatrix, pack_groups, transpose, unpack_groups};
 use crate::ops::conv_transpose::ConvTranspose;
 use crate::ops::integer_dense::IntegerWeights;
 use crate::ops::unary::Activation;
@@ -45,6 +45,8 @@ pub struct SiteStep {
     /// The layer, where it is a transposed convolution: then `conv` is its mirror, which goes from output to input.
     transposed: Option<ConvTranspose>,
     frozen: Arc<ConvWeights>,
+    /// The frozen weight as the file has it; then `frozen` has the bias only.
+    file: Option<FileMatrix>,
     weight_scale: f32,
     adaptation: Adaptation,
     /// One of several weights of a step, which runs itself.
@@ -80,7 +82,15 @@ impl SiteStep {
         adaptation: Adaptation,
     ) -> Self {
         let plain = Conv { activation: Activation::None, ..conv.clone() };
-        Self { conv, plain, depthwise, transposed: None, frozen, weight_scale, adaptation, held: false, beside: None }
+        let (transposed, file, held, beside) = (None, None, false, None);
+        Self { conv, plain, depthwise, transposed, frozen, file, weight_scale, adaptation, held, beside }
+    }
+
+    /// A pointwise layer with a low-rank pair; its frozen weight is packed anew for each merge, so that it is in memory once.
+    pub fn in_file(conv: Conv, file: FileMatrix, bias: Vec<f32>, rank: usize, scale: f32) -> Self {
+        debug_assert!(conv.geometry.is_pointwise() && conv.geometry.groups == 1);
+        let frozen = Arc::new(ConvWeights { bias, ..ConvWeights::default() });
+        Self { file: Some(file), ..Self::new(conv, false, frozen, 1.0, Adaptation::LowRank { rank, scale }) }
     }
 
     /// One of the weights that a [`crate::ops::Weighted`] operator holds: that runs with [`SiteWeights::weights`] and
@@ -131,6 +141,19 @@ impl SiteStep {
         }
     }
 
+    /// Values of the weight.
+    fn weight_len(&self) -> usize {
+        self.conv.geometry.patch() * self.conv.geometry.output_channels
+    }
+
+    /// Writes the frozen weight.
+    fn restore(&self, w: &mut [f32]) {
+        match &self.file {
+            Some(file) => file.pack(self.conv.geometry.patch(), self.conv.geometry.output_channels, w),
+            None => w.copy_from_slice(&self.frozen.w),
+        }
+    }
+
     /// Whether the weights are packed: those that a convolution or dense layer reads.
     fn packed(&self) -> bool {
         !self.depthwise && !self.held
@@ -152,7 +175,7 @@ impl SiteStep {
 
     /// Values that a clip's gradients are added to.
     pub fn accumulators(&self) -> usize {
-        if self.projects() { self.frozen.w.len() } else { self.parameters() }
+        if self.projects() { self.weight_len() } else { self.parameters() }
     }
 
     /// Scratch values for the forward pass.
@@ -228,15 +251,18 @@ impl SiteStep {
             (out.factors, out.scratch) = beside.room();
             return out;
         }
+        out.weights.w.resize(self.weight_len(), 0.0);
         if !self.depthwise {
-            out.weights.wt.resize(self.frozen.w.len(), 0.0);
+            out.weights.wt.resize(self.weight_len(), 0.0);
         }
         let g = &self.conv.geometry;
         match self.adaptation {
             Adaptation::LowRank { rank, .. } => {
                 out.factors.a_t.resize(rank * g.patch(), 0.0);
                 out.factors.b.resize(rank / g.groups * g.output_channels, 0.0);
-                out.scratch.resize(self.frozen.w.len().max(out.factors.b.len()), 0.0);
+                // B, scaled, for a merge; the dW of one group, turned, for a projection.
+                let projected = if self.projects() { g.patch() * g.group_outputs() } else { 0 };
+                out.scratch.resize(projected.max(out.factors.b.len()), 0.0);
             }
             Adaptation::ScaleShift => out.weights.bias.resize(g.output_channels, 0.0),
             Adaptation::Full => {}
@@ -256,7 +282,7 @@ impl SiteStep {
             Adaptation::LowRank { rank, scale } => {
                 let (a, bt) = params.split_at(rank * patch);
                 let rank = rank / g.groups;
-                out.weights.w.copy_from_slice(&self.frozen.w);
+                self.restore(&mut out.weights.w);
                 let factor = scale * self.weight_scale;
                 out.scratch.iter_mut().zip(bt).for_each(|(s, b)| *s = b * factor);
                 for group in 0..g.groups {
@@ -328,7 +354,7 @@ impl SiteStep {
         self.prepare(params, out, true);
         let alone = !self.held && self.transposed.is_none() && self.beside.is_none();
         if let (Adaptation::LowRank { .. }, true) = (self.adaptation, alone) {
-            out.weights.w.copy_from_slice(&self.frozen.w);
+            self.restore(&mut out.weights.w);
             out.unmerged = true;
         }
     }

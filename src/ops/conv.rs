@@ -124,6 +124,31 @@ pub(crate) fn transpose(x: &[f32], rows: usize, columns: usize, y: &mut [f32]) {
     }
 }
 
+/// The weight of a dense or pointwise layer as the file has it.
+#[derive(Clone, Debug)]
+pub struct FileMatrix {
+    /// Shared with the graph.
+    pub values: Arc<[f32]>,
+    /// `[outputs, inputs]`; else `[inputs, outputs]`.
+    pub outputs_first: bool,
+}
+
+impl FileMatrix {
+    /// Writes it packed.
+    pub fn pack(&self, inputs: usize, outputs: usize, packed: &mut [f32]) {
+        if !self.outputs_first {
+            return pack(inputs, outputs, &self.values, packed);
+        }
+        for (columns, at) in panels(inputs, outputs) {
+            let width = columns.len();
+            let rows = self.values[columns.start * inputs..].chunks_exact(inputs.max(1));
+            for (i, row) in rows.take(width).enumerate() {
+                packed[at + i..].iter_mut().step_by(width).zip(row).for_each(|(p, w)| *p = *w);
+            }
+        }
+    }
+}
+
 /// LoRA factors as the gradient kernels read them.
 #[derive(Clone, Debug, Default)]
 pub struct Factors {

@@ -14,7 +14,7 @@ mod select;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use self::integers::Packed;
+use self::integers::{InFile, Packed};
 use super::program::{MaskedOp, PlanError, Program, SlotId, Step, StepKind};
 use super::value_order::{Order, channels_last, permuted, physical, position, reshaped, row_major, same};
 use crate::graph::{Graph, Node, NodeId, Op, Site, SiteKind, ValueId, Window};
@@ -459,9 +459,11 @@ impl<'a> Lowering<'a> {
             y = self.graph.nodes[next].outputs[0];
         }
         let graph = self.graph;
-        let weights = match self.integers(&layer, &geometry, index).filter(|_| folded.is_none()) {
-            Some(integers) => Packed::integers(integers, bias),
-            None => Packed::Floats(self.pack((graph.original(id), folded.is_some()), &geometry, index, || {
+        let integers = self.integers(&layer, &geometry, index).filter(|_| folded.is_none());
+        let weights = match (integers, self.in_file(&layer, &geometry, index)) {
+            (Some(integers), _) => Packed::integers(integers, bias),
+            (None, Some(file)) => Packed::InFile(file, bias),
+            (None, None) => Packed::Floats(self.pack((graph.original(id), folded.is_some()), &geometry, index, || {
                 let file = graph.values[layer.weight].values().unwrap_or_default();
                 let mut w = vec![0.0; file.len()];
                 if depthwise {
@@ -536,6 +538,10 @@ impl<'a> Lowering<'a> {
         let weights = match weights {
             Packed::Floats(weights) => weights,
             Packed::Integers(weights) => return self.integer_layer(node, conv, x, weights, index, multiply_adds),
+            Packed::InFile(InFile { file, index, rank, scale }, bias) => {
+                self.sites[index] = Some(SiteStep::in_file(conv, file, bias, rank, scale));
+                return self.step(node, StepKind::Site(index), vec![x], len, multiply_adds);
+            }
         };
         if let Some(index) = index {
             let adaptation = self.adapted[index].1;
@@ -600,9 +606,11 @@ impl<'a> Lowering<'a> {
             _ => {}
         }
         let graph = self.graph;
-        let weights = match self.integers(&layer, &geometry, index).filter(|_| alpha == 1.0) {
-            Some(integers) => Packed::integers(integers, bias),
-            None => Packed::Floats(self.pack((graph.original(id), !bias.is_empty()), &geometry, index, || {
+        let integers = self.integers(&layer, &geometry, index).filter(|_| alpha == 1.0);
+        let weights = match (integers, self.in_file(&layer, &geometry, index).filter(|_| alpha == 1.0)) {
+            (Some(integers), _) => Packed::integers(integers, bias),
+            (None, Some(file)) => Packed::InFile(file, bias),
+            (None, None) => Packed::Floats(self.pack((graph.original(id), !bias.is_empty()), &geometry, index, || {
                 let file = graph.values[layer.weight].values().unwrap_or_default();
                 let mut w = vec![0.0; file.len()];
                 layer.weight_to_kernel(&file, &mut w);

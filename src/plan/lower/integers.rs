@@ -1,4 +1,4 @@
-//! Layers whose weights stay integers.
+//! Layers whose weights stay as the file has them: integers, and floats that a merge packs.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::graph::{Constant, Layout, Node, Site};
 use crate::kernels::integers::Integers;
 use crate::lora::{Adaptation, SiteStep};
 use crate::ops::Operator;
-use crate::ops::conv::{Conv, ConvWeights};
+use crate::ops::conv::{Conv, ConvWeights, FileMatrix};
 use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::integer_dense::{FrozenIntegers, IntegerWeights};
 use crate::plan::program::{MaskedOp, SlotId, StepKind};
@@ -19,6 +19,16 @@ const MERGED_BELOW: usize = 1 << 16;
 pub(super) enum Packed {
     Floats(Arc<ConvWeights>),
     Integers(Arc<IntegerWeights>),
+    /// With the bias.
+    InFile(InFile, Vec<f32>),
+}
+
+/// An adapted layer whose frozen weight is not packed.
+pub(super) struct InFile {
+    pub(super) file: FileMatrix,
+    pub(super) index: usize,
+    pub(super) rank: usize,
+    pub(super) scale: f32,
 }
 
 impl Packed {
@@ -40,6 +50,15 @@ impl Lowering<'_> {
         }
         let (matrix, turned) = self.graph.values[layer.weight].constant.as_ref().and_then(Constant::integers)?;
         Some((matrix.clone(), turned != (layer.layout != Layout::InOut)))
+    }
+
+    /// A pointwise layer with a low-rank pair, if the graph has the floats of its weight.
+    pub(super) fn in_file(&self, layer: &Site, geometry: &ConvGeometry, index: Option<usize>) -> Option<InFile> {
+        let index = index.filter(|_| geometry.is_pointwise() && geometry.groups == 1)?;
+        let Adaptation::LowRank { rank, scale } = self.adapted[index].1 else { return None };
+        let Some(Constant::Floats(values)) = &self.graph.values[layer.weight].constant else { return None };
+        let file = FileMatrix { values: values.clone(), outputs_first: layer.layout != Layout::InOut };
+        Some(InFile { file, index, rank, scale })
     }
 
     /// Whether adapted layer `index` has its pair beside integers: what is small is merged, which is faster, and what is
