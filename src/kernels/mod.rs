@@ -9,3 +9,4 @@ pub mod elementary;
 pub mod gemm;
 pub mod integers;
 pub mod mask;
+pub mod norm;

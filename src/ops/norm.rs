@@ -21,6 +21,7 @@
 use super::movement::{Dim, collapse, strides, walk};
 use super::reduce::{Reduce, ReduceKind};
 use super::{Keeps, Operator};
+use crate::kernels::norm;
 
 /// Which statistics; see the table at the top of this file.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -131,6 +132,26 @@ impl Norm {
         self
     }
 
+    /// Whether each statistic is of values that stand side by side, and the constants go along with these; their values.
+    fn in_rows(&self) -> Option<[&[f32]; 2]> {
+        let [count, rows] = [self.count, self.rows];
+        let stands = |dims: &[Dim<2>]| match dims {
+            [inner] => rows == 1 && inner.size == count && inner.strides == [1, 0],
+            [outer, inner] => outer.strides == [count as isize, 1] && inner.size == count && inner.strides == [1, 0],
+            _ => false,
+        };
+        let along = |affine: &'_ Option<Affine>| match affine {
+            None => true,
+            Some(Affine { dims, .. }) => match &dims[..] {
+                [inner] => inner.strides[2] == 1,
+                [outer, inner] => outer.strides[2] == 0 && inner.size == count && inner.strides[2] == 1,
+                _ => false,
+            },
+        };
+        let fits = self.kind != NormKind::L1 && stands(&self.dims) && along(&self.scale) && along(&self.bias);
+        fits.then(|| [&self.scale, &self.bias].map(|a| a.as_ref().map_or(&[][..], |a| &a.values[..])))
+    }
+
     /// Factor of the last term of dx, and r, from σ² (or mean or sum of what is squared or made positive).
     fn factors(&self, total: f32) -> (f32, f32) {
         let mean = total / self.count as f32;
@@ -204,6 +225,15 @@ impl Operator for Norm {
         let (mean, rest) = statistics.split_at_mut(rows);
         let (correction, rest) = rest.split_at_mut(rows);
         let (factor, r) = rest.split_at_mut(rows);
+        if let Some([scale, bias]) = self.in_rows() {
+            let kept = norm::Statistics { mean, correction, factor, r };
+            let factors = |total| self.factors(total);
+            norm::forward(self.kind.centred(), self.count, x, scale, bias, factors, kept, y);
+            if !saved.is_empty() {
+                saved.copy_from_slice(statistics);
+            }
+            return;
+        }
         mean.fill(0.0);
         correction.fill(0.0);
         if self.kind.centred() {
@@ -246,6 +276,9 @@ impl Operator for Norm {
         let x = x[0];
         if self.len == 0 {
             return;
+        }
+        if let Some([scale, _]) = self.in_rows() {
+            return norm::vjp(self.kind.centred(), self.count, x, scale, saved, dy, dx);
         }
         let rows = self.rows;
         let (mean, correction) = (&saved[..rows], &saved[rows..2 * rows]);
