@@ -5,6 +5,8 @@
 //! the same loop with the roles of the planes exchanged: input positions of one phase of the stride form the runs.
 //! Each output is one chain of multiply-adds in the order of the kernel, whatever tile it falls in.
 //!
+//! Rows form runs in the same way, so that the places of the taps are worked out once a run.
+//!
 //! Tiles of one size are walked through all rows in one dispatch: with more than one size of tile in a dispatch LLVM stops
 //! inlining the SIMD loads, which made it several times slower.
 
@@ -79,7 +81,7 @@ impl Depthwise<'_> {
     /// Writes y, or adds to dx on the way back.
     fn run(self, to: &mut [f32]) {
         let mut next = 0;
-        while let Some(run) = self.run_from(&mut next) {
+        while let Some(run) = self.run_from(1, &mut next) {
             let mut done = 0;
             while done < run.count {
                 // Positions times vectors of channels: at most 12 accumulators, of the 16 registers of AVX2.
@@ -147,12 +149,12 @@ impl Depthwise<'_> {
         taps
     }
 
-    /// The run that starts at the lowest position from `next` on that none covers yet; phases come one after the other,
-    /// `next` counting through all of them.
+    /// The run along `axis` that starts at the lowest position from `next` on that none covers yet; phases come one after the
+    /// other, `next` counting through all of them.
     #[inline(always)]
-    fn run_from(&self, next: &mut usize) -> Option<Run> {
-        let width = self.plane(true)[1];
-        let phases = self.phases(1);
+    fn run_from(&self, axis: usize, next: &mut usize) -> Option<Run> {
+        let width = self.plane(true)[axis];
+        let phases = self.phases(axis);
         let each = width.div_ceil(phases);
         let place = |n: usize| (n / each, n % each);
         loop {
@@ -165,12 +167,12 @@ impl Depthwise<'_> {
                 *next = (phase + 1) * each;
                 continue;
             }
-            let taps = self.taps(1, first);
+            let taps = self.taps(axis, first);
             let mut run = Run { first, count: 1, taps };
             let mut last = taps;
             while first + run.count * phases < width {
-                let now = self.taps(1, first + run.count * phases);
-                if !now.follow(last, self.step(1)) {
+                let now = self.taps(axis, first + run.count * phases);
+                if !now.follow(last, self.step(axis)) {
                     break;
                 }
                 last = now;
@@ -211,16 +213,15 @@ impl<const T: usize, const NV: usize> SimdOp for Tiles<'_, '_, T, NV> {
         let (written, read) = (self.of.plane(true), self.of.plane(false));
         let (to_step, from_step) = (self.of.phases(1) * channels, self.of.step(1) * channels);
         let mut taps = [Tap::default(); TAPS];
-        for row in 0..written[0] {
-            let rows = self.of.taps(0, row);
-            let line = (row * written[1] + self.run.first) * channels;
-            let count = rows.count * self.run.taps.count;
+        let mut next = 0;
+        while let Some(rows) = self.of.run_from(0, &mut next) {
+            let count = rows.taps.count * self.run.taps.count;
             let (mut start, mut at) = (0, [0, 0]);
             // Once at least: without a tap the bias still stands.
             while start == 0 || start < count {
                 let end = count.min(start + TAPS);
                 for tap in &mut taps[..end - start] {
-                    let ((ky, iy), (kx, ix)) = (rows.nth(at[0]), self.run.taps.nth(at[1]));
+                    let ((ky, iy), (kx, ix)) = (rows.taps.nth(at[0]), self.run.taps.nth(at[1]));
                     let from = (iy * read[1] + ix) * channels;
                     *tap = Tap { w: (ky * g.kernel[1] + kx) * channels, from };
                     at = if at[1] + 1 < self.run.taps.count { [at[0], at[1] + 1] } else { [at[0] + 1, 0] };
@@ -228,24 +229,32 @@ impl<const T: usize, const NV: usize> SimdOp for Tiles<'_, '_, T, NV> {
                 let taps = &taps[..end - start];
                 let bias = if first && start == 0 { Some(bias) } else { None };
                 let clamp = clamp.filter(|_| end == count);
-                let mut done = self.done;
-                while done < self.end {
-                    let to = &mut self.to[line + done * to_step..];
-                    // Padding wider than the kernel: positions without a tap, past what is read.
-                    let from = if count == 0 { &[] } else { &from[done * from_step..] };
-                    let mut c = 0;
-                    while channels - c >= NV * lanes {
-                        tile::<I, T, NV, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp);
-                        c += NV * lanes;
+                for row in 0..rows.count {
+                    let line = ((rows.first + row * self.of.phases(0)) * written[1] + self.run.first) * channels;
+                    let from_line = row * self.of.step(0) * read[1] * channels;
+                    let mut done = self.done;
+                    while done < self.end {
+                        let to = &mut self.to[line + done * to_step..];
+                        // Padding wider than the kernel: positions without a tap, past what is read.
+                        let from = if count == 0 { &[] } else { &from[from_line + done * from_step..] };
+                        let mut c = 0;
+                        while channels - c >= NV * lanes {
+                            tile::<I, T, NV, false>(
+                                isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp,
+                            );
+                            c += NV * lanes;
+                        }
+                        while NV > 1 && channels - c >= lanes {
+                            tile::<I, T, 1, false>(
+                                isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp,
+                            );
+                            c += lanes;
+                        }
+                        if c < channels {
+                            tile::<I, T, 1, true>(isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp);
+                        }
+                        done += T;
                     }
-                    while NV > 1 && channels - c >= lanes {
-                        tile::<I, T, 1, false>(isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp);
-                        c += lanes;
-                    }
-                    if c < channels {
-                        tile::<I, T, 1, true>(isa, c, channels, taps, bias, w, from, from_step, to, to_step, clamp);
-                    }
-                    done += T;
                 }
                 start = end.max(1);
             }
