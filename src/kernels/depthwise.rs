@@ -13,6 +13,7 @@
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
+use super::between;
 use super::conv_geometry::ConvGeometry;
 
 /// y = bias + conv(x), `x [height, width, channels]`, `w [kernel_h * kernel_w, channels]`, `y [out_h, out_w, channels]`.
@@ -64,6 +65,9 @@ impl Taps {
     }
 }
 
+/// Positions times vectors of channels: at most 12 accumulators, of the 16 registers of AVX2; 24 of the 32 of NEON.
+const WIDE: usize = if cfg!(target_arch = "aarch64") { 2 } else { 1 };
+
 struct Depthwise<'a> {
     g: &'a ConvGeometry,
     /// Read: x, or dy on the way back.
@@ -84,13 +88,12 @@ impl Depthwise<'_> {
         while let Some(run) = self.run_from(1, &mut next) {
             let mut done = 0;
             while done < run.count {
-                // Positions times vectors of channels: at most 12 accumulators, of the 16 registers of AVX2.
                 done += match run.count - done {
-                    6.. => self.tiles::<6, 2>(run, done, to),
-                    4.. => self.tiles::<4, 2>(run, done, to),
-                    3 => self.tiles::<3, 4>(run, done, to),
-                    2 => self.tiles::<2, 4>(run, done, to),
-                    _ => self.tiles::<1, 8>(run, done, to),
+                    6.. => self.tiles::<6, { 2 * WIDE }>(run, done, to),
+                    4.. => self.tiles::<4, { 2 * WIDE }>(run, done, to),
+                    3 => self.tiles::<3, { 4 * WIDE }>(run, done, to),
+                    2 => self.tiles::<2, { 4 * WIDE }>(run, done, to),
+                    _ => self.tiles::<1, { 8 * WIDE }>(run, done, to),
                 };
             }
         }
@@ -296,6 +299,16 @@ fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
     for tap in taps {
         let w = &w[tap.w + c..][..width];
         let from = &from[tap.from + c..][..span];
+        if cfg!(target_arch = "aarch64") && !TAIL {
+            // One base a position: so LLVM loads two vectors at a time.
+            for t in 0..T {
+                let x = &from[t * from_step..][..width];
+                for v in 0..NV {
+                    acc[t][v] = ops.mul_add(ops.load(&x[v * lanes..]), ops.load(&w[v * lanes..]), acc[t][v]);
+                }
+            }
+            continue;
+        }
         for v in 0..NV {
             let w = if TAIL { ops.load_pad(w).0 } else { ops.load(&w[v * lanes..]) };
             for t in 0..T {
@@ -309,13 +322,7 @@ fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
         let (low, high) = (ops.splat(low), ops.splat(high));
         for t in 0..T {
             for v in 0..NV {
-                acc[t][v] = if lanes > 4 {
-                    // AVX gives the second operand where one is not a number.
-                    ops.min(high, ops.max(low, acc[t][v]))
-                } else {
-                    let bounded = ops.select(low, acc[t][v], ops.lt(acc[t][v], low));
-                    ops.select(high, bounded, ops.gt(bounded, high))
-                };
+                acc[t][v] = between(isa, low, high, acc[t][v]);
             }
         }
     }

@@ -19,6 +19,8 @@ use rten_simd::isa::GenericIsa;
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
+use super::between;
+
 /// What a tile of C starts from.
 #[derive(Clone, Copy, Debug)]
 pub enum Start<'a> {
@@ -246,8 +248,13 @@ fn product(
         generic,
         lanes,
     };
-    let main = m - m % ROWS;
-    cover(&size, c, 0..main, ROWS, wide);
+    let (rows, wide) = if lanes == 4 && size.is_outer() { (8, 2) } else { (main_rows(lanes), wide) };
+    let mut main = m - m % rows;
+    cover(&size, c, 0..main, rows, wide);
+    if m - main == 7 {
+        cover(&size, c, main..main + 4, 4, wide);
+        main += 4;
+    }
     let widest = match m - main {
         1 if lanes == 8 => 8,
         1..=3 => 4,
@@ -261,8 +268,11 @@ fn wide(lanes: usize) -> usize {
     if lanes == 8 { 2 } else { 4 }
 }
 
-/// Rows of a tile.
-const ROWS: usize = 6;
+/// Rows of the main tile. With four lanes its 20 accumulators, 4 vectors of B and 5 of A leave some of 32 registers; 6 rows do
+/// not (seen in the assembly for NEON).
+fn main_rows(lanes: usize) -> usize {
+    if lanes == 4 { 5 } else { 6 }
+}
 
 /// All columns of `rows`, in tiles of `mr` rows: the widest first.
 fn cover(size: &Sizes, c: &mut [f32], rows: Range<usize>, mr: usize, widest: usize) {
@@ -279,6 +289,11 @@ fn cover(size: &Sizes, c: &mut [f32], rows: Range<usize>, mr: usize, widest: usi
     block(size, c, rows, j..size.n, mr, 0);
 }
 
+/// Tiles of fewer vectors than this take 8 rows.
+fn narrow(lanes: usize) -> usize {
+    if lanes == 4 { 3 } else { 2 }
+}
+
 /// Tiles of `mr` rows and `nv` vectors (0: less than one) over `rows` and `columns`. One vector alone takes 8 rows: as many
 /// chains of multiply-adds as hide their latency, and not more rows of A than there are registers for their places.
 fn block(size: &Sizes, c: &mut [f32], rows: Range<usize>, columns: Range<usize>, mr: usize, nv: usize) {
@@ -286,19 +301,27 @@ fn block(size: &Sizes, c: &mut [f32], rows: Range<usize>, columns: Range<usize>,
         return;
     }
     let (mut rows, mut mr) = (rows, mr);
-    if nv < 2 && mr == ROWS {
+    if nv < narrow(size.lanes) && mr == main_rows(size.lanes) {
         let end = rows.start + rows.len() / 8 * 8;
         match nv {
             0 => run::<8, 1, true>(size, c, rows.start..end, columns.clone()),
-            _ => run::<8, 1, false>(size, c, rows.start..end, columns.clone()),
+            1 => run::<8, 1, false>(size, c, rows.start..end, columns.clone()),
+            _ => run::<8, 2, false>(size, c, rows.start..end, columns.clone()),
         }
         rows.start = end;
         mr = rows.len();
         if mr == 0 {
             return;
         }
+        if mr > 6 {
+            block(size, c, rows.start + 4..rows.end, columns.clone(), mr - 4, nv);
+            (rows.end, mr) = (rows.start + 4, 4);
+        }
     }
     match (mr, nv) {
+        (8, 2) => run::<8, 2, false>(size, c, rows, columns),
+        (8, 1) => run::<8, 1, false>(size, c, rows, columns),
+        (8, _) => run::<8, 1, true>(size, c, rows, columns),
         (6, 4) => run::<6, 4, false>(size, c, rows, columns),
         (5, 4) => run::<5, 4, false>(size, c, rows, columns),
         (4, 4) => run::<4, 4, false>(size, c, rows, columns),
@@ -335,7 +358,10 @@ fn run<const MR: usize, const NV: usize, const TAIL: bool>(
 ) {
     let width = if TAIL { columns.len() } else { NV * size.lanes };
     let streams = size.a_col == 1 && !TAIL;
-    if streams && size.panel < width {
+    let outer = size.is_outer() && size.a_col >= MR && size.b_row >= width && !TAIL;
+    if outer {
+        on(size.generic, Tiles::<MR, NV, TAIL, OUTER> { size, c, rows, columns });
+    } else if streams && size.panel < width {
         on(size.generic, Tiles::<MR, NV, TAIL, PANELS> { size, c, rows, columns });
     } else if streams && size.columns(columns.start).row == width {
         on(size.generic, Tiles::<MR, NV, TAIL, STREAM> { size, c, rows, columns });
@@ -350,6 +376,8 @@ const WALK: u8 = 0;
 const STREAM: u8 = 1;
 /// Several full panels side by side.
 const PANELS: u8 = 2;
+/// The rows of A side by side, one step behind the other as the rows of B: a sum of outer products.
+const OUTER: u8 = 3;
 
 fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
     if generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
@@ -399,6 +427,11 @@ struct Columns<'a> {
 }
 
 impl<'a> Sizes<'a> {
+    /// Whether a step of k is an outer product of values that stand side by side.
+    fn is_outer(&self) -> bool {
+        self.a_col > 1 && self.a_rows.step == 1 && self.a_rows.inner == usize::MAX && self.panel == usize::MAX
+    }
+
     #[inline(always)]
     fn columns(&self, j: usize) -> Columns<'a> {
         if self.panel == usize::MAX {
@@ -433,6 +466,41 @@ impl<const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8> SimdOp 
                 i += MR;
             }
             j += width;
+        }
+    }
+}
+
+/// One of four lanes in all of them: with NEON the multiply-add itself takes a lane.
+#[inline(always)]
+fn lane<I: Isa>(isa: I, x: I::F32, lane: usize) -> I::F32 {
+    let ops = isa.f32();
+    match lane {
+        0 => ops.broadcast_lane::<0>(x),
+        1 => ops.broadcast_lane::<1>(x),
+        2 => ops.broadcast_lane::<2>(x),
+        _ => ops.broadcast_lane::<3>(x),
+    }
+}
+
+/// Adds the product of `MR` values of A with `NV` vectors of B.
+#[inline(always)]
+fn outer_product<I: Isa, const MR: usize, const NV: usize>(isa: I, b: &[f32], a: &[f32], acc: &mut [[I::F32; NV]; MR]) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let mut bv = [ops.zero(); NV];
+    for v in 0..NV {
+        bv[v] = ops.load(&b[v * lanes..]);
+    }
+    let mut fours = [ops.zero(); 2];
+    if lanes == 4 {
+        for q in 0..MR / 4 {
+            fours[q] = ops.load(&a[4 * q..]);
+        }
+    }
+    for r in 0..MR {
+        let a = if lanes == 4 && r / 4 < MR / 4 { lane(isa, fours[r / 4], r % 4) } else { ops.splat(a[r]) };
+        for v in 0..NV {
+            acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
         }
     }
 }
@@ -488,7 +556,32 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
         let b = &b[s * b_jump..];
         if KIND == STREAM {
             let rows = rows_of::<MR>(a, &bases, s * a_jump, inner);
-            for (p, b) in (0..inner).zip(b.chunks_exact(width)) {
+            let quads = if lanes == 4 { inner / 4 } else { 0 };
+            let mut fours: [&[[f32; 4]]; MR] = [&[]; MR];
+            for r in 0..MR {
+                fours[r] = &rows[r].as_chunks().0[..quads];
+            }
+            for (q, b) in (0..quads).zip(b.chunks_exact(4 * width)) {
+                let mut av = [ops.zero(); MR];
+                for r in 0..MR {
+                    av[r] = ops.load(&fours[r][q]);
+                }
+                for step in 0..4 {
+                    let b = &b[step * width..][..width];
+                    let mut bv = [ops.zero(); NV];
+                    for v in 0..NV {
+                        bv[v] = ops.load(&b[v * lanes..]);
+                    }
+                    for r in 0..MR {
+                        let a = lane(isa, av[r], step);
+                        for v in 0..NV {
+                            acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
+                        }
+                    }
+                }
+            }
+            let rest = if 4 * quads < inner { &b[4 * quads * width..] } else { &[] };
+            for (p, b) in (4 * quads..inner).zip(rest.chunks_exact(width)) {
                 let mut bv = [ops.zero(); NV];
                 for (v, bv) in bv.iter_mut().enumerate() {
                     *bv = ops.load(&b[v * lanes..]);
@@ -500,6 +593,14 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
                     }
                 }
             }
+        } else if KIND == OUTER {
+            let a = &a[bases[0] + s * a_jump..];
+            // The last step may be the end of both slices.
+            let (before, last) = (inner - 1, (inner - 1) * b_row);
+            for (b, a) in b[..last].chunks_exact(b_row).zip(a[..before * a_col].chunks_exact(a_col)) {
+                outer_product(isa, &b[..width], &a[..MR], &mut acc);
+            }
+            outer_product(isa, &b[last..][..width], &a[before * a_col..][..MR], &mut acc);
         } else if KIND == PANELS {
             let rows = rows_of::<MR>(a, &bases, s * a_jump, inner);
             for p in 0..inner {
@@ -559,13 +660,7 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
         let (low, high) = (ops.splat(low), ops.splat(high));
         for acc in &mut acc {
             for acc in acc.iter_mut() {
-                *acc = if lanes > 4 {
-                    // AVX gives the second operand where one is not a number.
-                    ops.min(high, ops.max(low, *acc))
-                } else {
-                    let bounded = ops.select(low, *acc, ops.lt(*acc, low));
-                    ops.select(high, bounded, ops.gt(bounded, high))
-                };
+                *acc = between(isa, low, high, *acc);
             }
         }
     }

@@ -10,3 +10,20 @@ pub mod gemm;
 pub mod integers;
 pub mod mask;
 pub mod norm;
+
+use rten_simd::Isa;
+use rten_simd::ops::{BitOps, NumOps};
+
+/// `x` between two bounds, lower first; not a number stays.
+#[inline(always)]
+fn between<I: Isa>(isa: I, low: I::F32, high: I::F32, x: I::F32) -> I::F32 {
+    let ops = isa.f32();
+    // AVX gives the second operand where one is not a number, NEON the one that is not; the token without SIMD, which has
+    // four lanes too, drops it.
+    if isa.f32().len() > 4 || cfg!(target_arch = "aarch64") {
+        ops.min(high, ops.max(low, x))
+    } else {
+        let bounded = ops.select(low, x, ops.lt(x, low));
+        ops.select(high, bounded, ops.gt(bounded, high))
+    }
+}
