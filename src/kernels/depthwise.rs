@@ -284,7 +284,6 @@ fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
     let lanes = ops.len();
     let width = if TAIL { channels - c } else { NV * lanes };
     let to = &mut to[c..][..(T - 1) * to_step + width];
-    let span = (T - 1) * from_step + width;
     let mut acc = [[ops.zero(); NV]; T];
     for t in 0..T {
         let start = match bias {
@@ -296,10 +295,10 @@ fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
             acc[t][v] = if TAIL { ops.load_pad(start).0 } else { ops.load(&start[v * lanes..]) };
         }
     }
-    for tap in taps {
-        let w = &w[tap.w + c..][..width];
-        let from = &from[tap.from + c..][..span];
-        if cfg!(target_arch = "aarch64") && !TAIL {
+    if cfg!(target_arch = "aarch64") && !TAIL {
+        for tap in taps {
+            let w = &w[tap.w + c..][..width];
+            let from = &from[tap.from + c..][..(T - 1) * from_step + width];
             // One base a position: so LLVM loads two vectors at a time.
             for t in 0..T {
                 let x = &from[t * from_step..][..width];
@@ -307,14 +306,23 @@ fn tile<I: Isa, const T: usize, const NV: usize, const TAIL: bool>(
                     acc[t][v] = ops.mul_add(ops.load(&x[v * lanes..]), ops.load(&w[v * lanes..]), acc[t][v]);
                 }
             }
-            continue;
         }
-        for v in 0..NV {
-            let w = if TAIL { ops.load_pad(w).0 } else { ops.load(&w[v * lanes..]) };
-            for t in 0..T {
-                let x = &from[t * from_step..][..width];
-                let x = if TAIL { ops.load_pad(x).0 } else { ops.load(&x[v * lanes..]) };
-                acc[t][v] = ops.mul_add(x, w, acc[t][v]);
+    } else if !taps.is_empty() {
+        // Of one length, so that one check a tap holds for all of them.
+        let len = from.len() - c - (T - 1) * from_step;
+        let mut positions = [&from[..0]; T];
+        for t in 0..T {
+            positions[t] = &from[c + t * from_step..][..len];
+        }
+        for tap in taps {
+            let w = &w[tap.w + c..][..width];
+            for v in 0..NV {
+                let w = if TAIL { ops.load_pad(w).0 } else { ops.load(&w[v * lanes..]) };
+                for t in 0..T {
+                    let x = &positions[t][tap.from..][..width];
+                    let x = if TAIL { ops.load_pad(x).0 } else { ops.load(&x[v * lanes..]) };
+                    acc[t][v] = ops.mul_add(x, w, acc[t][v]);
+                }
             }
         }
     }
