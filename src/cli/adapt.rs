@@ -10,11 +10,13 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::options::{AdapterArgs, AugmentArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset};
+use super::options::{
+    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset,
+};
 use super::{memory, report};
 use crate::graph::Head;
 use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError, sweep};
-use crate::{Adapter, Augment, Model};
+use crate::{Adapter, Augment, CacheOptions, Model};
 
 /// Teach the model from labelled examples and write an adapter
 #[derive(Debug, clap::Args)]
@@ -60,6 +62,8 @@ pub(super) struct Args {
     adapter: AdapterArgs,
     #[command(flatten)]
     training: TrainingArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     augment: AugmentArgs,
     /// One JSON object on stdout
@@ -251,6 +255,7 @@ pub(super) struct Material {
     pub(super) train: Examples,
     pub(super) valid: Option<Examples>,
     pub(super) replay: Option<Examples>,
+    pub(super) cache: CacheOptions,
 }
 
 /// What training gave.
@@ -321,7 +326,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let guard_before = guard.as_ref().map(|g| frozen.evaluate(model.labels(), g)).transpose()?;
     drop(frozen);
 
-    let material = Material { train: train.clone(), valid: valid.clone(), replay };
+    let material = Material { train: train.clone(), valid: valid.clone(), replay, cache: args.cache.options() };
     let trained = train_adapter(&model, adapter, &config, args.training.automatic(), material, args.training.threads)?;
 
     let session = model.session(Some(&trained.adapter))?;
@@ -368,10 +373,10 @@ pub(super) fn train_adapter(
     threads: usize,
 ) -> anyhow::Result<Trained> {
     let mut trainer = model.trainer(adapter, threads)?;
-    let train = trainer.cache(&material.train)?;
-    let valid = material.valid.as_ref().map(|v| trainer.cache(v)).transpose()?;
-    let replay = material.replay.as_ref().map(|r| trainer.cache(r)).transpose()?;
-    drop(material);
+    let mut cache = |examples: Examples| trainer.cache_as(&examples, &material.cache);
+    let train = cache(material.train)?;
+    let valid = material.valid.map(&mut cache).transpose()?;
+    let replay = material.replay.map(&mut cache).transpose()?;
     let splits = Splits { train: &train, replay: replay.as_ref(), valid: valid.as_ref() };
 
     let stop = Arc::new(AtomicBool::new(false));

@@ -117,7 +117,7 @@ fn train(model: &Model, adapter: Adapter, args: &Args, steps: usize) -> anyhow::
     let mut rng = fastrand::Rng::with_seed(1);
     let batch = args.batch.max(1);
     let inputs: Vec<f32> = (0..len * batch).map(|_| rng.f32() * 2.0 - 1.0).collect();
-    let clips: Vec<Clip> = inputs.chunks_exact(len).enumerate().map(|(i, x)| (x, i % classes)).collect();
+    let clips: Vec<Clip> = inputs.chunks_exact(len).enumerate().map(|(i, x)| (x.into(), i % classes)).collect();
     let timing = timed(steps, || trainer.step(&clips, 1e-4).map(|_| ()).map_err(Into::into))?;
     Ok((timing, trainer.arena_bytes(), trainer.parameters()))
 }

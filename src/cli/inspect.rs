@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use self::dry_run::{DryRun, dry_run};
 use self::picture::thousands;
-use super::options::{AdapterArgs, ModelDetails, Recipe, default_rate};
+use super::options::{AdapterArgs, CacheArgs, ModelDetails, Recipe, default_rate};
 use super::report;
 use crate::Model;
 use crate::graph::{Choice, Graph, NodeId, Site, SiteKind, ValueId};
@@ -31,6 +31,8 @@ pub(super) struct Args {
     details: ModelDetails,
     #[command(flatten)]
     adapter: AdapterArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Clips to train on, replay among them, for the memory that adapt will take
     #[arg(long, default_value_t = 100)]
     clips: usize,
@@ -251,18 +253,19 @@ fn cost(model: &Model, args: &Args, chosen: &[Site], variants: usize) -> anyhow:
     let batch = args.batch.max(1);
     let (plan, prefix) = (trainer.plan(), trainer.prefix());
     let (suffix, backward) = (plan.multiply_adds(), plan.backward_multiply_adds());
+    let cache = args.cache.options();
     let cost = Cost {
         arena_bytes: trainer.arena_bytes(),
         threads: args.threads,
         saved_bytes: plan.saved_len() * 4,
-        cached_bytes_per_clip: trainer.cached_len() * 4,
+        cached_bytes_per_clip: trainer.cached_bytes(cache.format),
         cut: cut(model.graph(), &adapted, model.ending().logits),
         prefix_multiply_adds: prefix.map_or(0, |p| p.multiply_adds()),
         suffix_multiply_adds: suffix,
         backward_multiply_adds: backward,
         step_multiply_adds: batch as u64 * (suffix + backward),
         batch,
-        measured: dry_run(model, &mut trainer, batch, args.threads, args.clips * variants)?,
+        measured: dry_run(model, &mut trainer, batch, args.threads, args.clips * variants, &cache)?,
         clips: args.clips,
         variants,
         learning_rate: default_rate(model, &args.adapter.sites),

@@ -86,8 +86,29 @@ impl<'a> Lowering<'a> {
             }
         }
         let output = self.want(output, &row_major(graph.values[output].shape.len()))?;
+        let channels = self.channels();
         let sites = self.sites.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
-        Ok(Program { slots: self.slots, steps: self.steps, sites, whole: self.whole, input: input_slot, output })
+        let (slots, steps, whole) = (self.slots, self.steps, self.whole);
+        Ok(Program { slots, steps, sites, channels, whole, input: input_slot, output })
+    }
+
+    /// The innermost dimension of each slot, of the first value that stands there; of a slot without one, all of it.
+    fn channels(&self) -> Vec<usize> {
+        let graph = self.graph;
+        let inner = |value: ValueId, order: &[usize]| {
+            physical(self.shape(value), order).into_iter().rev().find(|d| *d != 1).unwrap_or(1)
+        };
+        let mut channels: Vec<Option<usize>> = vec![None; self.slots.len()];
+        let outputs = graph.nodes.iter().flat_map(|n| n.outputs.iter().copied());
+        for value in graph.inputs.iter().copied().chain(outputs) {
+            if let Some(placed) = &self.placed[value] {
+                channels[placed.slot].get_or_insert_with(|| inner(value, &placed.order));
+            }
+        }
+        for ((value, order), slot) in &self.permuted {
+            channels[*slot] = Some(inner(*value, order));
+        }
+        channels.into_iter().zip(&self.slots).map(|(channels, len)| channels.unwrap_or(*len)).collect()
     }
 
     fn shape(&self, value: ValueId) -> &'a [usize] {

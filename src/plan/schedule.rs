@@ -98,6 +98,11 @@ impl Plan {
         self.backward_multiply_adds
     }
 
+    /// Where the inputs stand in the arena, for [`Plan::run`].
+    pub fn inputs(&self) -> &[Region] {
+        &self.inputs
+    }
+
     /// Values of all inputs together.
     pub fn input_len(&self) -> usize {
         self.inputs.iter().map(|r| r.len).sum()
@@ -131,6 +136,17 @@ impl Plan {
             arena[region.range()].copy_from_slice(&input[at..at + region.len]);
             at += region.len;
         }
+        self.run(sites, arena)
+    }
+
+    /// [`Plan::forward`] with the inputs in their places already.
+    ///
+    /// # Errors
+    /// As [`Plan::forward`].
+    ///
+    /// # Panics
+    /// As [`Plan::forward`].
+    pub fn run(&self, sites: &[SiteWeights], arena: &mut [f32]) -> Result<(), PlanError> {
         for step in &self.forward {
             if let Kind::Foreign(foreign) = &step.kind {
                 let x: Vec<Vec<f32>> = step.x.iter().map(|r| arena[r.range()].to_vec()).collect();

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Clip, Examples, Loss, OptimiserKind, Schedule, TrainError, Trainer};
+use super::{Cached, Clip, Loss, OptimiserKind, Schedule, TrainError, Trainer};
 
 /// Settings of a run; the defaults are the recipe of the README.
 #[derive(Clone, Debug)]
@@ -150,11 +150,11 @@ pub struct FitReport {
 #[derive(Clone, Copy, Debug)]
 pub struct Splits<'a> {
     /// Training examples.
-    pub train: &'a Examples,
+    pub train: &'a Cached,
     /// Mixed into training.
-    pub replay: Option<&'a Examples>,
+    pub replay: Option<&'a Cached>,
     /// For early stop.
-    pub valid: Option<&'a Examples>,
+    pub valid: Option<&'a Cached>,
 }
 
 /// Replayed examples for each training example, where those are of one class.
@@ -163,8 +163,8 @@ const CONTRAST: usize = 4;
 const LEAST_CONTRAST: usize = 32;
 
 /// Weights of target 0 and 1 with which both weigh the same in an epoch.
-fn balance(train: &Examples, replay: Option<&Examples>, replayed: usize) -> [f32; 2] {
-    let ones = |examples: &Examples| examples.targets().iter().filter(|t| **t == 1).count() as f32;
+fn balance(train: &Cached, replay: Option<&Cached>, replayed: usize) -> [f32; 2] {
+    let ones = |examples: &Cached| examples.targets().iter().filter(|t| **t == 1).count() as f32;
     let share = replay.map_or(0.0, |r| ones(r) / r.len().max(1) as f32);
     let all = (train.len() + replayed) as f32;
     let one = ones(train) + share * replayed as f32;

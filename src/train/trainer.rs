@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 
+use super::cache::{Layout, Records};
 use super::evaluate::predicted;
-use super::{Examples, Loss, Optimiser, OptimiserKind, TrainError};
+use super::{CacheFormat, CacheOptions, Cached, ClipInput, Examples, Loss, Optimiser, OptimiserKind, TrainError};
 use crate::graph::{Ending, Graph, Site, ValueId};
 use crate::lora::{Adapter, SiteWeights};
-use crate::plan::{Arena, Plan, PlanError, Program};
+use crate::plan::{Arena, Plan, Program};
 
 /// A batch is cut into this many parts, whose gradients are summed one after the other: the same bytes for any number
 /// of threads up to it.
 pub(crate) const PARTS: usize = 4;
 
-/// A clip for a step: what the frozen prefix gives for it, and its label index.
-pub type Clip<'a> = (&'a [f32], usize);
+/// A clip for a step: what the frozen prefix gives for it, and its label index. Where one is taken, `(&[f32], usize)` will do.
+pub type Clip<'a> = (ClipInput<'a>, usize);
 
 /// Trains one adapter on one frozen graph.
 #[derive(Debug)]
@@ -42,8 +43,24 @@ pub struct Trainer {
 struct Worker {
     arena: Arena,
     accumulators: Vec<f32>,
+    /// A clip of a cache in a file.
+    record: Vec<u8>,
     loss: f64,
-    failed: Option<PlanError>,
+    failed: Option<TrainError>,
+}
+
+impl Worker {
+    /// Runs the forward pass on a clip.
+    fn forward(&mut self, plan: &Plan, weights: &[SiteWeights], input: ClipInput) -> Result<(), TrainError> {
+        match input {
+            ClipInput::Values(values) => plan.forward(weights, &mut self.arena, values)?,
+            ClipInput::Cached(cached) => {
+                cached.read(&mut self.record, plan.inputs().iter().map(|r| r.range()), &mut self.arena)?;
+                plan.run(weights, &mut self.arena)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Trainer {
@@ -91,6 +108,7 @@ impl Trainer {
         let worker = || Worker {
             arena: Arena::new(plan.arena_len()),
             accumulators: vec![0.0; plan.accumulators_len()],
+            record: Vec::new(),
             loss: 0.0,
             failed: None,
         };
@@ -166,28 +184,64 @@ impl Trainer {
         self.params.len()
     }
 
-    /// Runs the frozen prefix once for each input.
+    /// Bytes that a cached clip takes in a format.
+    pub fn cached_bytes(&self, format: CacheFormat) -> usize {
+        self.layout(format).bytes()
+    }
+
+    fn layout(&self, format: CacheFormat) -> Layout {
+        let program = &self.program;
+        let tensors = program.boundary();
+        Layout::new(format, tensors.iter().map(|s| (program.slot_len(*s), program.slot_channels(*s))))
+    }
+
+    /// Runs the frozen prefix once for each input and keeps what it gives in memory, as it is.
     ///
     /// # Errors
     /// A wrong length, a label beyond the scores, an operator of the other engine that fails.
-    pub fn cache(&mut self, examples: &Examples) -> Result<Examples, TrainError> {
+    pub fn cache(&mut self, examples: &Examples) -> Result<Cached, TrainError> {
+        self.cache_as(examples, &CacheOptions::default())
+    }
+
+    /// [`Trainer::cache`] in a format and a place of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Trainer::cache`]; a value that the format cannot hold, too little memory, a file that cannot be written.
+    pub fn cache_as(&mut self, examples: &Examples, options: &CacheOptions) -> Result<Cached, TrainError> {
         let expected = self.program.slot_len(self.program.input);
         if examples.input_len() != expected {
             return Err(TrainError::Length { expected, found: examples.input_len() });
         }
         examples.targets().iter().try_for_each(|target| self.check_target(*target))?;
-        let Some(prefix) = &self.prefix else { return Ok(examples.clone()) };
-        let mut arena = Arena::new(prefix.arena_len());
-        examples.map(prefix.output_len(), |input, out| {
-            prefix.forward(&[], &mut arena, input)?;
-            prefix.copy_outputs(&arena, out);
-            Ok(())
-        })
+        let (layout, targets) = (self.layout(options.format), examples.targets().to_vec());
+        if self.prefix.is_none() && *options == CacheOptions::default() {
+            return Ok(Cached::shared(layout, examples.inputs().clone(), examples.variants(), targets));
+        }
+        let variants = examples.variants();
+        let mut records = Records::new(layout, options.folder.as_ref(), examples.len() * variants)?;
+        let mut arena = Arena::new(self.prefix.as_ref().map_or(0, Plan::arena_len));
+        let mut values = vec![0.0; self.plan.input_len()];
+        for (index, variant) in (0..examples.len()).flat_map(|i| (0..variants).map(move |v| (i, v))) {
+            let input = examples.input(index, variant);
+            match &self.prefix {
+                Some(prefix) => {
+                    prefix.forward(&[], &mut arena, input)?;
+                    prefix.copy_outputs(&arena, &mut values);
+                    records.push(&values, index)?;
+                }
+                None => records.push(input, index)?,
+            }
+        }
+        Ok(records.finish(variants, targets))
     }
 
-    fn check_clip(&self, input: &[f32]) -> Result<(), TrainError> {
+    fn check_clip(&self, input: ClipInput) -> Result<(), TrainError> {
         let (expected, found) = (self.plan.input_len(), input.len());
-        if found == expected { Ok(()) } else { Err(TrainError::Uncached { expected, found }) }
+        let fits = match input {
+            ClipInput::Values(_) => true,
+            ClipInput::Cached(cached) => cached.fits(self.plan.inputs().iter().map(|r| r.range().len())),
+        };
+        if found == expected && fits { Ok(()) } else { Err(TrainError::Uncached { expected, found }) }
     }
 
     fn check_target(&self, found: usize) -> Result<(), TrainError> {
@@ -209,12 +263,15 @@ impl Trainer {
     /// # Errors
     /// An empty batch; a clip that is not from [`Trainer::cache`]; a label beyond the scores; an operator of the other
     /// engine that fails.
-    pub fn gradient(&mut self, batch: &[Clip]) -> Result<f32, TrainError> {
+    pub fn gradient<'a, I>(&mut self, batch: &[(I, usize)]) -> Result<f32, TrainError>
+    where
+        I: Into<ClipInput<'a>> + Copy + Sync,
+    {
         if batch.is_empty() {
             return Err(TrainError::Empty);
         }
         for (input, target) in batch {
-            self.check_clip(input)?;
+            self.check_clip((*input).into())?;
             self.check_target(*target)?;
         }
         self.prepare();
@@ -223,11 +280,11 @@ impl Trainer {
         let weight = 1.0 / batch.len() as f32;
         let size = batch.len().div_ceil(PARTS);
         let mut sum = 0.0;
-        let part = |worker: &mut Worker, clips: &[Clip]| {
+        let part = |worker: &mut Worker, clips: &[(I, usize)]| {
             worker.accumulators.fill(0.0);
             worker.loss = 0.0;
             for (input, target) in clips {
-                if let Err(error) = plan.forward(weights, &mut worker.arena, input) {
+                if let Err(error) = worker.forward(plan, weights, (*input).into()) {
                     worker.failed = Some(error);
                     return;
                 }
@@ -249,7 +306,7 @@ impl Trainer {
             }
             for worker in workers {
                 if let Some(error) = worker.failed.take() {
-                    return Err(error.into());
+                    return Err(error);
                 }
                 self.total.iter_mut().zip(&worker.accumulators).for_each(|(t, a)| *t += a);
                 sum += worker.loss;
@@ -268,7 +325,10 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::gradient`].
-    pub fn step(&mut self, batch: &[Clip], rate: f32) -> Result<f32, TrainError> {
+    pub fn step<'a, I>(&mut self, batch: &[(I, usize)], rate: f32) -> Result<f32, TrainError>
+    where
+        I: Into<ClipInput<'a>> + Copy + Sync,
+    {
         let loss = self.gradient(batch)?;
         if let Some(limit) = self.clip_norm {
             let norm = self.gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
@@ -286,19 +346,20 @@ impl Trainer {
     ///
     /// # Errors
     /// A clip that is not from [`Trainer::cache`]; an operator of the other engine that fails.
-    pub fn logits(&mut self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
+    pub fn logits<'a>(&mut self, input: impl Into<ClipInput<'a>>) -> Result<Vec<f32>, TrainError> {
+        let input = input.into();
         self.check_clip(input)?;
         self.prepare();
-        let arena = &mut self.workers[0].arena;
-        self.plan.forward(&self.weights, arena, input)?;
-        Ok(self.plan.output(arena, 0).to_vec())
+        let worker = &mut self.workers[0];
+        worker.forward(&self.plan, &self.weights, input)?;
+        Ok(self.plan.output(&worker.arena, 0).to_vec())
     }
 
     /// Correct clips and mean cross-entropy (whatever loss is trained with) on cached examples, first variant of each.
     ///
     /// # Errors
     /// As [`Trainer::logits`].
-    pub fn evaluate(&mut self, examples: &Examples) -> Result<(usize, f64), TrainError> {
+    pub fn evaluate(&mut self, examples: &Cached) -> Result<(usize, f64), TrainError> {
         let (mut correct, mut sum) = (0, 0.0);
         let plain = Loss::for_scores(self.classes, 0.0);
         let mut scratch = vec![0.0; self.classes];
