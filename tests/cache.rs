@@ -149,3 +149,52 @@ fn what_cannot_be_held_is_an_error() {
     let error = trainer.cache_as(&clips, &nowhere).unwrap_err().to_string();
     assert!(error.contains("no/such/folder") && error.contains("name another folder"), "{error}");
 }
+
+/// The shell's limit on the size of a file stands for a full disk: a write comes back with an error.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_that_names_the_cure() {
+    let scene = Scene::new();
+    let data = format!("--data {0}/scotland/adapt", kws().join("demo").display());
+    let line = format!("adapt --model KWS {data} --sites last-third --cache-file . --out x");
+    let output = scene.shell("trap '' XFSZ; ulimit -f 64; exec \"$@\"", &line);
+    scene::says(&output, 1, &line, &["cannot write a cache of", "free that much", "--cache int8"]);
+}
+
+#[test]
+fn adapt_learns_the_same_from_a_cache_in_a_file() {
+    let scene = Scene::new();
+    let demo = kws().join("demo");
+    let demo = demo.display();
+    let run = |more: &str, out: &str| {
+        let data = format!("--data {demo}/scotland/adapt --replay {demo}/us/replay --eval {demo}/scotland/test");
+        scene.json(&format!("adapt --model KWS {data} --sites last-third --epochs 2 --variants 2 --out {out} {more}"));
+        std::fs::read(scene.path(out).join("adapter_model.safetensors")).unwrap()
+    };
+    for format in ["f32", "f16", "int8"] {
+        let memory = run(&format!("--cache {format}"), "memory");
+        assert_eq!(run(&format!("--cache {format} --cache-file ."), "file"), memory, "{format}");
+    }
+    scene.fails(
+        1,
+        &format!("adapt --model KWS --data {demo}/scotland/adapt --cache-file nowhere --out x"),
+        &["nowhere", "name another folder"],
+    );
+}
+
+#[test]
+fn inspect_counts_the_cache() {
+    let scene = Scene::new();
+    let cached = |line: &str| {
+        let told = scene.json(&format!("inspect KWS --sites last-third --clips 2000 {line}"));
+        let training = &told["training"];
+        (training["cached_bytes_per_clip"].as_u64().unwrap(), training["peak_rss_bytes"].as_u64().unwrap())
+    };
+    let [exact, half, bytes] = ["f32", "f16", "int8"].map(|format| cached(&format!("--cache {format}")));
+    assert_eq!(exact.0, 2 * half.0);
+    assert!(bytes.0 < half.0 && bytes.1 < half.1 && half.1 < exact.1);
+    assert!(cached("--cache-file .").1 < bytes.1);
+    let all = scene.json("inspect KWS");
+    let (all, third) = (&all["training"]["step_multiply_adds"], &all["training"]["last_third_step_multiply_adds"]);
+    assert!(all.as_u64().unwrap() > 3 * third.as_u64().unwrap(), "{all} {third}");
+}

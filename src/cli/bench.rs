@@ -13,7 +13,9 @@ use crate::{Adapter, Model, Session};
 
 /// Time inference and a training step on random input, and measure memory
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  accentor bench --model models/kws-commands --batch 16 --threads 1\n\n\
+#[command(after_help = "Examples:\n  accentor bench --model models/kws-commands --batch 16 --threads 1\n  \
+    accentor bench --model models/kws-commands --sites last-third\n\n\
+    A step runs on cached features: what lies before the lowest adapted layer is not part of it.\n\
     Times are minimum and median in ms over --steps runs of a whole batch; memory is the peak of a process that only trains.")]
 pub(super) struct Args {
     #[command(flatten)]

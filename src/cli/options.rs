@@ -61,8 +61,8 @@ pub(super) struct AdapterArgs {
     /// The pair counts alpha/rank [default: 2 * rank]
     #[arg(long)]
     pub(super) alpha: Option<f32>,
-    /// Layers to adapt: auto (all but depthwise layers and embeddings), all, none (with --head), or a regular expression
-    /// over node names
+    /// Layers to adapt: auto (all but depthwise layers and embeddings), last-third (of those: an epoch runs only what lies
+    /// behind), all, none (with --head), or a regular expression over node names
     #[arg(long, default_value = "auto", value_parser = parse_choice)]
     pub(super) sites: Choice,
     /// Train the last dense layer whole in place of a low-rank pair

@@ -64,6 +64,7 @@ pub struct Plan {
     arena_len: usize,
     accumulators: Vec<Range<usize>>,
     saved_len: usize,
+    arena_bound: usize,
     multiply_adds: u64,
     backward_multiply_adds: u64,
 }
@@ -86,6 +87,12 @@ impl Plan {
     /// Values kept from the forward pass for the backward pass: site inputs, outputs, masks and indices.
     pub fn saved_len(&self) -> usize {
         self.saved_len
+    }
+
+    /// Values without which nothing can run: the inputs of adapted layers that are kept for their gradients, and the largest
+    /// input and output of one step.
+    pub fn arena_bound(&self) -> usize {
+        self.arena_bound
     }
 
     /// Multiply-adds of the forward pass.
@@ -409,6 +416,7 @@ impl<'a> Builder<'a> {
             .map(|s| program.slots[s])
             .sum::<usize>();
 
+        let arena_bound = self.bound(&resolved);
         let (offsets, arena_len) = place(&self.buffers);
         // Asked for once here, where a refusal is an error: elsewhere it would end the process.
         let bytes = arena_len.saturating_mul(size_of::<f32>());
@@ -494,8 +502,24 @@ impl<'a> Builder<'a> {
             arena_len,
             accumulators,
             saved_len,
+            arena_bound,
             multiply_adds,
             backward_multiply_adds,
         })
+    }
+
+    /// [`Plan::arena_bound`], of the steps with what they keep.
+    fn bound(&self, resolved: &[(Kind, Keeps)]) -> usize {
+        let program = self.program;
+        let mut saved = vec![false; program.slots.len()];
+        let mut pair = 0;
+        for (s, (_, keeps)) in self.steps.iter().zip(resolved) {
+            let step = &program.steps[*s];
+            for (k, x) in step.x.iter().enumerate() {
+                saved[*x] |= step.kind.is_adapted() && keeps.x.get(k).copied().unwrap_or(false);
+                pair = pair.max(program.slots[*x] + program.slots[step.y[0]]);
+            }
+        }
+        pair + program.slots.iter().zip(saved).filter(|(_, saved)| *saved).map(|(len, _)| len).sum::<usize>()
     }
 }

@@ -92,6 +92,12 @@ impl Examples {
         &self.inputs[at..at + self.len]
     }
 
+    /// All variants of example `index`, one behind the other.
+    pub(super) fn example(&self, index: usize) -> &[f32] {
+        let len = self.variants * self.len;
+        &self.inputs[index * len..][..len]
+    }
+
     /// [`Examples::input`] as an array in the shape of an input.
     ///
     /// # Panics

@@ -185,9 +185,18 @@ impl Trainer {
         &mut self,
         config: &TrainConfig,
         splits: Splits,
-        observer: &mut dyn FnMut(&Progress) -> bool,
+        observer: &mut (dyn FnMut(&Progress) -> bool + Send),
     ) -> Result<FitReport, TrainError> {
         config.check()?;
+        self.on_own_threads(|trainer| trainer.epochs(config, splits, observer))
+    }
+
+    fn epochs(
+        &mut self,
+        config: &TrainConfig,
+        splits: Splits,
+        observer: &mut dyn FnMut(&Progress) -> bool,
+    ) -> Result<FitReport, TrainError> {
         let Splits { train, replay, valid } = splits;
         if train.is_empty() {
             return Err(TrainError::Empty);
@@ -206,6 +215,7 @@ impl Trainer {
         let mut progress =
             Progress { epoch: 1, epochs: config.epochs, step: 0, steps, loss: 0.0, valid_accuracy: None };
 
+        let mut clips: Vec<Clip> = Vec::with_capacity(config.batch.min(train.len() + replayed));
         for epoch in 0..config.epochs {
             // (from replay, index, variant), shuffled anew each epoch.
             let mut order: Vec<(bool, usize, usize)> =
@@ -218,13 +228,11 @@ impl Trainer {
             rng.shuffle(&mut order);
             let mut sum = 0.0;
             for (index, part) in order.chunks(config.batch).enumerate() {
-                let clips: Vec<Clip> = part
-                    .iter()
-                    .map(|(old, i, v)| {
-                        let from = if *old { replay.unwrap_or(train) } else { train };
-                        (from.input(*i, *v), from.target(*i))
-                    })
-                    .collect();
+                clips.clear();
+                clips.extend(part.iter().map(|(old, i, v)| {
+                    let from = if *old { replay.unwrap_or(train) } else { train };
+                    (from.input(*i, *v), from.target(*i))
+                }));
                 let rate = config.rate * config.schedule.factor(report.steps, steps);
                 let loss = self.step(&clips, rate)?;
                 if !loss.is_finite() {

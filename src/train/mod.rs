@@ -22,7 +22,7 @@ pub use rate::{RateTrial, sweep};
 pub use schedule::Schedule;
 #[cfg(feature = "cli")]
 pub(crate) use trainer::PARTS;
-pub use trainer::{Clip, Trainer};
+pub use trainer::{CacheWriter, Clip, Trainer};
 
 use std::path::PathBuf;
 
@@ -76,6 +76,14 @@ pub enum TrainError {
         /// What the model takes.
         expected: usize,
         /// What came.
+        found: usize,
+    },
+    /// Room for another number of scores.
+    #[error("the model has {expected} scores, there is room for {found}: give a slice of `Session::classes` values")]
+    Scores {
+        /// What the model has.
+        expected: usize,
+        /// Length of the slice.
         found: usize,
     },
     /// An array that is not in the shape of the model's input.

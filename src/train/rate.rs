@@ -33,7 +33,7 @@ pub fn sweep(
     trainer: &mut Trainer,
     config: &TrainConfig,
     splits: Splits,
-    go_on: &mut dyn FnMut() -> bool,
+    go_on: &mut (dyn FnMut() -> bool + Send),
 ) -> Result<(f32, Vec<RateTrial>), TrainError> {
     let start = trainer.snapshot();
     let folds: Vec<(Cached, Cached)> = match splits.valid {

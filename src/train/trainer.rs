@@ -1,6 +1,7 @@
 //! One training step: clips through the plan, gradients summed in a fixed order, one move of the optimiser.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::cache::{Layout, Records};
 use super::evaluate::predicted;
@@ -31,11 +32,61 @@ pub struct Trainer {
     weights: Vec<SiteWeights>,
     prepared: bool,
     workers: Vec<Worker>,
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Arc<rayon::ThreadPool>>,
     optimiser: Optimiser,
     loss: Loss,
     clip_norm: Option<f32>,
     classes: usize,
+}
+
+/// Runs the frozen prefix on examples one by one and keeps what it gives, see [`Trainer::cache_writer`].
+#[derive(Debug)]
+pub struct CacheWriter<'a> {
+    trainer: &'a Trainer,
+    records: Records,
+    arena: Arena,
+    values: Vec<f32>,
+    variants: usize,
+    targets: Vec<usize>,
+}
+
+impl CacheWriter<'_> {
+    /// Adds an example: the inputs of its variants one behind the other, and its label index.
+    ///
+    /// # Errors
+    /// A wrong length, a label beyond the scores, an operator of the other engine that fails, a value that the format cannot
+    /// hold, a file that cannot be written.
+    pub fn push(&mut self, inputs: &[f32], target: usize) -> Result<(), TrainError> {
+        let trainer = self.trainer;
+        let len = trainer.program.slot_len(trainer.program.input);
+        if inputs.len() != len * self.variants {
+            return Err(TrainError::Length { expected: len * self.variants, found: inputs.len() });
+        }
+        trainer.check_target(target)?;
+        for variant in 0..self.variants {
+            let input = &inputs[variant * len..][..len];
+            match &trainer.prefix {
+                Some(prefix) => {
+                    prefix.forward(&[], &mut self.arena, input)?;
+                    prefix.copy_outputs(&self.arena, &mut self.values);
+                    self.records.push(&self.values, self.targets.len())?;
+                }
+                None => self.records.push(input, self.targets.len())?,
+            }
+        }
+        self.targets.push(target);
+        Ok(())
+    }
+
+    fn check_len(&self, found: usize) -> Result<(), TrainError> {
+        let expected = self.trainer.program.slot_len(self.trainer.program.input);
+        if found == expected { Ok(()) } else { Err(TrainError::Length { expected, found }) }
+    }
+
+    /// What was added.
+    pub fn finish(self) -> Cached {
+        self.records.finish(self.variants, self.targets)
+    }
 }
 
 /// What a thread works in.
@@ -60,6 +111,20 @@ impl Worker {
             }
         }
         Ok(())
+    }
+}
+
+/// Each worker takes `size` clips. Joined, not spawned: a join keeps its job on the stack.
+fn each_part<C: Sync>(workers: &mut [Worker], clips: &[C], size: usize, part: &(impl Fn(&mut Worker, &[C]) + Sync)) {
+    match workers {
+        [] => {}
+        [worker] => part(worker, clips),
+        _ => {
+            let half = workers.len() / 2;
+            let (first, second) = workers.split_at_mut(half);
+            let (before, behind) = clips.split_at(half * size);
+            rayon::join(|| each_part(first, before, size, part), || each_part(second, behind, size, part));
+        }
     }
 }
 
@@ -102,7 +167,7 @@ impl Trainer {
         }
         let threads = threads.clamp(1, PARTS);
         let pool = (threads > 1)
-            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build())
+            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build().map(Arc::new))
             .transpose()
             .map_err(|e| TrainError::Threads { threads, reason: e.to_string() })?;
         let worker = || Worker {
@@ -134,6 +199,15 @@ impl Trainer {
         })
     }
 
+    /// Runs `f` on one of the trainer's own threads, where it has several: steps in there start without a call from outside,
+    /// which costs a wake-up and, once in some dozens, an allocation. [`Trainer::fit`] does this.
+    pub fn on_own_threads<R: Send>(&mut self, f: impl FnOnce(&mut Self) -> R + Send) -> R {
+        match self.pool.clone() {
+            Some(pool) => pool.install(|| f(self)),
+            None => f(self),
+        }
+    }
+
     /// Takes another optimiser, with fresh moments.
     pub fn set_optimiser(&mut self, kind: OptimiserKind) {
         self.optimiser = Optimiser::new(kind, self.params.len());
@@ -162,6 +236,12 @@ impl Trainer {
     /// Bytes of one arena; each thread has one.
     pub fn arena_bytes(&self) -> usize {
         self.plan.arena_len() * size_of::<f32>()
+    }
+
+    /// Bytes that a clip needs at least: the inputs of the adapted layers, and the largest pair that lives beside them. An
+    /// arena also holds masks, workspace, and what packing leaves between buffers.
+    pub fn arena_bound_bytes(&self) -> usize {
+        self.plan.arena_bound() * size_of::<f32>()
     }
 
     /// The plan of a step.
@@ -208,31 +288,40 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::cache`]; a value that the format cannot hold, too little memory, a file that cannot be written.
     pub fn cache_as(&mut self, examples: &Examples, options: &CacheOptions) -> Result<Cached, TrainError> {
-        let expected = self.program.slot_len(self.program.input);
-        if examples.input_len() != expected {
-            return Err(TrainError::Length { expected, found: examples.input_len() });
-        }
+        let (variants, shared) = (examples.variants(), self.prefix.is_none() && *options == CacheOptions::default());
+        let mut writer = self.cache_writer(variants, if shared { 0 } else { examples.len() }, options)?;
+        writer.check_len(examples.input_len())?;
         examples.targets().iter().try_for_each(|target| self.check_target(*target))?;
-        let (layout, targets) = (self.layout(options.format), examples.targets().to_vec());
-        if self.prefix.is_none() && *options == CacheOptions::default() {
-            return Ok(Cached::shared(layout, examples.inputs().clone(), examples.variants(), targets));
+        if shared {
+            let targets = examples.targets().to_vec();
+            return Ok(Cached::shared(self.layout(options.format), examples.inputs().clone(), variants, targets));
         }
-        let variants = examples.variants();
-        let mut records = Records::new(layout, options.folder.as_ref(), examples.len() * variants)?;
-        let mut arena = Arena::new(self.prefix.as_ref().map_or(0, Plan::arena_len));
-        let mut values = vec![0.0; self.plan.input_len()];
-        for (index, variant) in (0..examples.len()).flat_map(|i| (0..variants).map(move |v| (i, v))) {
-            let input = examples.input(index, variant);
-            match &self.prefix {
-                Some(prefix) => {
-                    prefix.forward(&[], &mut arena, input)?;
-                    prefix.copy_outputs(&arena, &mut values);
-                    records.push(&values, index)?;
-                }
-                None => records.push(input, index)?,
-            }
+        for index in 0..examples.len() {
+            writer.push(examples.example(index), examples.target(index))?;
         }
-        Ok(records.finish(variants, targets))
+        Ok(writer.finish())
+    }
+
+    /// For examples that come one by one, `examples` of them: those that memory does not hold, with a cache in a file.
+    ///
+    /// # Errors
+    /// Too little memory, a file that cannot be made.
+    pub fn cache_writer(
+        &self,
+        variants: usize,
+        examples: usize,
+        options: &CacheOptions,
+    ) -> Result<CacheWriter<'_>, TrainError> {
+        let variants = variants.max(1);
+        let clips = examples.saturating_mul(variants);
+        Ok(CacheWriter {
+            trainer: self,
+            records: Records::new(self.layout(options.format), options.folder.as_ref(), clips)?,
+            arena: Arena::new(self.prefix.as_ref().map_or(0, Plan::arena_len)),
+            values: vec![0.0; if self.prefix.is_some() { self.plan.input_len() } else { 0 }],
+            variants,
+            targets: Vec::new(),
+        })
     }
 
     fn check_clip(&self, input: ClipInput) -> Result<(), TrainError> {
@@ -297,12 +386,8 @@ impl Trainer {
             let parts = round.len().div_ceil(size);
             let workers = &mut self.workers[..parts];
             match &self.pool {
-                Some(pool) if parts > 1 => pool.scope(|scope| {
-                    for (worker, clips) in workers.iter_mut().zip(round.chunks(size)) {
-                        scope.spawn(move |_| part(worker, clips));
-                    }
-                }),
-                _ => workers.iter_mut().zip(round.chunks(size)).for_each(|(worker, clips)| part(worker, clips)),
+                Some(pool) if parts > 1 => pool.install(|| each_part(workers, round, size, &part)),
+                _ => each_part(workers, round, size, &part),
             }
             for worker in workers {
                 if let Some(error) = worker.failed.take() {
