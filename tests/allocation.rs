@@ -81,7 +81,9 @@ fn a_step_and_a_call_allocate_nothing() {
     let (mut tried, mut wrong) = (0, Vec::new());
     for name in recording::names().into_iter().filter(|name| name.ends_with("-b3")) {
         let recording = Recording::read(&name);
-        let model = recording.open(&recording.onnx().unwrap());
+        // A public model that lies in the shared folder, if there is one.
+        let Some(path) = recording.onnx() else { continue };
+        let model = recording.open(&path);
         // Operators of the other engine take and give vectors of their own.
         if model.graph().nodes.iter().any(|node| matches!(node.op, Op::Foreign(_))) {
             continue;
