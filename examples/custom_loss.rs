@@ -13,7 +13,7 @@ use std::path::Path;
 
 use accentor::source::dataset;
 use accentor::train::{Clip, CustomLoss, Loss, Schedule};
-use accentor::{AdapterSpec, Augment, Examples, Model, ModelError, Trainer};
+use accentor::{AdapterSpec, Augment, Cached, Examples, Model, ModelError, Trainer};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kws-commands");
 const GAMMA: f64 = 2.0;
@@ -42,7 +42,7 @@ fn focal(logits: &[f32], target: usize, dlogits: &mut [f32]) -> f32 {
 
 /// The gradient of a loss against central differences of its value, at the model's own logits: the first thing to do
 /// with a loss of one's own. What lies behind the logits is the library's, and checked in its tests.
-fn check(loss: &Loss, trainer: &mut Trainer, clips: &Examples) -> Result<f32, ModelError> {
+fn check(loss: &Loss, trainer: &mut Trainer, clips: &Cached) -> Result<f32, ModelError> {
     let mut apart = 0.0f32;
     for clip in 0..clips.len() {
         let (logits, target) = (trainer.logits(clips.input(clip, 0))?, clips.target(clip));
@@ -61,9 +61,9 @@ fn check(loss: &Loss, trainer: &mut Trainer, clips: &Examples) -> Result<f32, Mo
 }
 
 /// The plain form of `Trainer::fit`: shuffled batches of accent and replay, a rate for each step.
-fn train(trainer: &mut Trainer, accent: &Examples, replay: &Examples) -> Result<f32, ModelError> {
+fn train(trainer: &mut Trainer, accent: &Cached, replay: &Cached) -> Result<f32, ModelError> {
     let mut rng = fastrand::Rng::with_seed(0);
-    let mut clips: Vec<(&Examples, usize)> = (0..accent.len()).map(|i| (accent, i)).collect();
+    let mut clips: Vec<(&Cached, usize)> = (0..accent.len()).map(|i| (accent, i)).collect();
     clips.extend((0..replay.len()).map(|i| (replay, i)));
     let steps = EPOCHS * clips.len().div_ceil(BATCH);
     let (mut step, mut last) = (0, 0.0);

@@ -66,4 +66,4 @@ pub use manifest::Manifest;
 pub use model::{MergedStage, Model, ModelError, ModelOptions};
 pub use ndarray;
 pub use session::Session;
-pub use train::{Evaluation, Examples, Splits, TrainConfig, Trainer};
+pub use train::{CacheFormat, CacheOptions, Cached, Evaluation, Examples, Splits, TrainConfig, Trainer};

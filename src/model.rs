@@ -388,14 +388,14 @@ impl Model {
         self.graph.sites(self.ending.logits)
     }
 
-    /// The sites that `choice` takes: of `auto`, those that a gradient reaches.
+    /// The sites that `choice` takes: of `auto` and `last-third`, those that a gradient reaches.
     pub fn chosen_sites(&self, choice: &Choice) -> Vec<Site> {
-        let mut chosen = choose(&self.graph, &self.sites(), choice);
-        if matches!(choice, Choice::Auto) {
+        let mut sites = self.sites();
+        if matches!(choice, Choice::Auto | Choice::LastThird) {
             let blocked = self.graph.blocked(self.ending.logits);
-            chosen.retain(|site| !blocked.iter().any(|(_, before)| before.contains(&site.node)));
+            sites.retain(|site| !blocked.iter().any(|(_, before)| before.contains(&site.node)));
         }
-        chosen
+        choose(&self.graph, &sites, choice)
     }
 
     /// A fresh adapter for the layers that `spec` chooses; with it the model computes what the file computes.
@@ -606,6 +606,23 @@ impl Model {
         seed: u64,
     ) -> Result<Examples, ModelError> {
         let mut out = self.new_examples(variants);
+        self.each_example(data, augment, variants, seed, |inputs, target| Ok(out.push(inputs, target)?))?;
+        Ok(out)
+    }
+
+    /// [`Model::examples`] one by one, for a dataset that memory does not hold: `take` gets the inputs of each, one variant
+    /// behind the other, and its label index.
+    ///
+    /// # Errors
+    /// As [`Model::examples`], and those of `take`.
+    pub fn each_example(
+        &self,
+        data: &Dataset,
+        augment: &Augment,
+        variants: usize,
+        seed: u64,
+        mut take: impl FnMut(&[f32], usize) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
         for (index, example) in data.examples.iter().enumerate() {
             let target =
                 self.label_index(&example.label).ok_or_else(|| self.unknown_label(&example.path, &example.label))?;
@@ -613,9 +630,9 @@ impl Model {
             let wrong = |source| ModelError::Sample { path: example.path.clone(), source };
             let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64);
             let inputs = self.inputs(&sample, augment, variants, &mut rng).map_err(wrong)?;
-            out.push(&inputs, target)?;
+            take(&inputs, target)?;
         }
-        Ok(out)
+        Ok(())
     }
 
     /// The model input of one sample. A tensor that has the shape of the input already is taken as it is, whatever the

@@ -90,16 +90,28 @@ impl Session {
     /// # Errors
     /// Another number of values than [`Session::input_len`]; an operator of the other engine that fails.
     pub fn logits(&self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
+        let mut logits = vec![0.0; self.classes];
+        self.logits_into(input, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// [`Session::logits`] into `logits`. Nothing is allocated, but by the first call of each thread that calls at a time.
+    ///
+    /// # Errors
+    /// As [`Session::logits`]; another number of logits than [`Session::classes`].
+    pub fn logits_into(&self, input: &[f32], logits: &mut [f32]) -> Result<(), TrainError> {
         if input.len() != self.input_len() {
             return Err(TrainError::Length { expected: self.input_len(), found: input.len() });
+        }
+        if logits.len() != self.classes {
+            return Err(TrainError::Scores { expected: self.classes, found: logits.len() });
         }
         let spare = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut arena = spare.unwrap_or_else(|| Arena::new(self.plan.arena_len()));
         let result = self.plan.forward(&self.weights, &mut arena, input);
-        let logits = self.plan.output(&arena, 0).to_vec();
+        logits.copy_from_slice(self.plan.output(&arena, 0));
         self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
-        result?;
-        Ok(logits)
+        Ok(result?)
     }
 
     /// Probabilities of one input, in the order of the labels (two of a one-score model).
@@ -179,6 +191,10 @@ mod tests {
         let model = dense();
         let session = model.session(None).unwrap();
         assert!(matches!(session.logits(&[0.0; 3]), Err(TrainError::Length { expected: 4, found: 3 })));
+        assert!(matches!(
+            session.logits_into(&[0.0; 4], &mut [0.0; 2]),
+            Err(TrainError::Scores { expected: 3, found: 2 })
+        ));
         assert!(session.predict(Array2::zeros((1, 4)).view()).is_ok());
         assert_eq!(session.predict(Array1::zeros(4).view()).unwrap().len(), 3);
         assert!(matches!(session.predict(Array2::zeros((2, 2)).view()), Err(TrainError::Shape { .. })));

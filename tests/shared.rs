@@ -102,3 +102,28 @@ fn kwt1_with_its_own_front_end_finds_the_ten_example_words() {
     assert_eq!((found["correct"].as_u64(), found["samples"].as_u64()), (Some(10), Some(10)));
     assert!(scene.json("inspect kwt1")["training"].is_object(), "it can be trained");
 }
+
+/// Of the inputs of the adapted layers and the largest pair that lives beside them.
+const ARENA: f64 = 1.3;
+
+#[test]
+fn arenas_hold_little_more_than_they_must() {
+    let Some(models) = recording::shared_models() else {
+        println!("skipped: no shared folder (set ACCENTOR_SHARED to it)");
+        return;
+    };
+    let names = ["dscnn_kws", "resnet8_cifar10", "mobilenetv1_025_vww96", "speech_embedding_96", "efficientnet_lite0"];
+    let trainer = |name: &str| {
+        let model = accentor::Model::open(models.join(format!("{name}.onnx"))).unwrap();
+        model.trainer(model.new_adapter(&accentor::AdapterSpec::default(), 0).unwrap(), 1).unwrap()
+    };
+    for name in names {
+        let trainer = trainer(name);
+        let (arena, bound) = (trainer.arena_bytes() as f64, trainer.arena_bound_bytes() as f64);
+        assert!(arena <= ARENA * bound, "{name}: {arena} bytes, at least {bound} are needed");
+    }
+    // Attention, norms and GELU need more than the inputs of layers on the way back: here all that is saved is the least.
+    let trainer = trainer("kwt1_features");
+    let (arena, saved) = (trainer.arena_bytes() as f64, (trainer.plan().saved_len() * size_of::<f32>()) as f64);
+    assert!(arena <= ARENA * saved, "kwt1_features: {arena} bytes, {saved} are saved");
+}

@@ -10,11 +10,14 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::options::{AdapterArgs, AugmentArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset};
+use super::options::{
+    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset,
+};
 use super::{memory, report};
 use crate::graph::Head;
+use crate::source::Dataset;
 use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError, sweep};
-use crate::{Adapter, Augment, Model};
+use crate::{Adapter, Augment, CacheOptions, Cached, Model, Trainer};
 
 /// Teach the model from labelled examples and write an adapter
 #[derive(Debug, clap::Args)]
@@ -60,6 +63,8 @@ pub(super) struct Args {
     adapter: AdapterArgs,
     #[command(flatten)]
     training: TrainingArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     augment: AugmentArgs,
     /// One JSON object on stdout
@@ -246,11 +251,60 @@ pub(super) struct BeforeAfter {
     pub(super) after: Evaluation,
 }
 
-/// The data of a run, read.
+/// Labelled examples: in memory, or in the files that they are read from one by one.
+#[derive(Clone)]
+pub(super) enum Clips {
+    Read(Examples),
+    Files { flag: &'static str, path: PathBuf, data: Dataset, augment: Augment, variants: usize, seed: u64 },
+}
+
+impl Clips {
+    fn read(&self) -> Option<&Examples> {
+        match self {
+            Self::Read(examples) => Some(examples),
+            Self::Files { .. } => None,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Read(examples) => examples.len(),
+            Self::Files { data, .. } => data.examples.len(),
+        }
+    }
+
+    /// The label of all, where there is but one.
+    fn one_label(&self, model: &Model) -> Option<String> {
+        match self {
+            Self::Read(examples) => {
+                let (first, rest) = examples.targets().split_first()?;
+                rest.iter().all(|t| t == first).then(|| model.labels()[*first].clone())
+            }
+            Self::Files { data, .. } => data.labels().pop().filter(|_| data.labels().len() == 1),
+        }
+    }
+
+    /// Runs the frozen prefix on them.
+    fn cache(self, model: &Model, trainer: &mut Trainer, options: &CacheOptions) -> anyhow::Result<Cached> {
+        match self {
+            Self::Read(examples) => Ok(trainer.cache_as(&examples, options)?),
+            Self::Files { flag, path, data, augment, variants, seed } => {
+                let mut writer = trainer.cache_writer(variants, data.examples.len(), options)?;
+                model
+                    .each_example(&data, &augment, variants, seed, |inputs, target| Ok(writer.push(inputs, target)?))
+                    .with_context(|| format!("in {flag} {}", path.display()))?;
+                Ok(writer.finish())
+            }
+        }
+    }
+}
+
+/// The data of a run.
 pub(super) struct Material {
-    pub(super) train: Examples,
+    pub(super) train: Clips,
     pub(super) valid: Option<Examples>,
-    pub(super) replay: Option<Examples>,
+    pub(super) replay: Option<Clips>,
+    pub(super) cache: CacheOptions,
 }
 
 /// What training gave.
@@ -286,20 +340,32 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                     .with_context(|| format!("in {flag} {}", path.display()))?,
             ))
         };
-    let Some(train) = read("--data", &Some(args.data.clone()), &augment, variants)? else { bail!("no data") };
+    // Where the cache is in a file, clips that are only trained on are not held in memory either.
+    let held = args.cache.options().folder.is_none()
+        || (args.eval.is_none() && args.valid.is_none())
+        || model.head().is_some();
+    let clips = |flag: &'static str, path: &Option<PathBuf>| -> anyhow::Result<Option<Clips>> {
+        let Some(path) = path.clone() else { return Ok(None) };
+        if held {
+            return Ok(read(flag, &Some(path), &augment, variants)?.map(Clips::Read));
+        }
+        let (data, augment, seed) = (read_dataset(flag, &path)?, augment.clone(), args.training.seed);
+        Ok(Some(Clips::Files { flag, path, data, augment, variants, seed }))
+    };
+    let Some(train) = clips("--data", &Some(args.data.clone()))? else { bail!("no data") };
     let said = |of: fn(&crate::Manifest) -> &Option<PathBuf>| model.manifest().and_then(|m| of(m).clone());
     let replay = args.replay.clone().or_else(|| said(|m| &m.replay));
-    let replay = read("--replay", &replay, &augment, variants)?;
+    let replay = clips("--replay", &replay)?;
     let valid = read("--valid", &args.valid, &plain, 1)?;
     let eval = read("--eval", &args.eval, &plain, 1)?;
     let guard = args.guard.clone().or_else(|| said(|m| &m.guard));
     let guard = read("--guard", &guard, &plain, 1)?;
     if model.head() == Some(&Head::Extended)
-        && let Some(replay) = &replay
+        && let (Some(train), Some(replay)) = (train.read(), replay.as_ref().and_then(Clips::read))
     {
         // An old label is heard as often as a new one: else the new ones would be the likelier answer to anything.
         let labels = |e: &Examples| e.targets().iter().collect::<BTreeSet<_>>().len() as f32;
-        config.replay = config.replay.max(labels(replay) / labels(&train).max(1.0));
+        config.replay = config.replay.max(labels(replay) / labels(train).max(1.0));
     }
     if replay.is_none() {
         check_classes(&model, &train)?;
@@ -308,9 +374,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let (evaluated_on, measured) = match (&eval, &valid) {
         (Some(eval), _) => ("eval", eval),
         (None, Some(valid)) => ("valid", valid),
-        (None, None) => ("data", &train),
+        (None, None) => ("data", train.read().context("no data")?),
     };
-    let sets: Vec<&Examples> = [Some(&train), replay.as_ref()].into_iter().flatten().collect();
+    let sets: Vec<&Examples> = [Some(&train), replay.as_ref()].into_iter().flatten().filter_map(Clips::read).collect();
     model.start_head(&mut adapter, &sets)?;
     let frozen = match model.head() {
         // The old labels mean nothing: what is there before is the new head as it starts.
@@ -321,7 +387,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let guard_before = guard.as_ref().map(|g| frozen.evaluate(model.labels(), g)).transpose()?;
     drop(frozen);
 
-    let material = Material { train: train.clone(), valid: valid.clone(), replay };
+    let material = Material { train: train.clone(), valid: valid.clone(), replay, cache: args.cache.options() };
     let trained = train_adapter(&model, adapter, &config, args.training.automatic(), material, args.training.threads)?;
 
     let session = model.session(Some(&trained.adapter))?;
@@ -368,10 +434,10 @@ pub(super) fn train_adapter(
     threads: usize,
 ) -> anyhow::Result<Trained> {
     let mut trainer = model.trainer(adapter, threads)?;
-    let train = trainer.cache(&material.train)?;
-    let valid = material.valid.as_ref().map(|v| trainer.cache(v)).transpose()?;
-    let replay = material.replay.as_ref().map(|r| trainer.cache(r)).transpose()?;
-    drop(material);
+    let mut cache = |clips: Clips| clips.cache(model, &mut trainer, &material.cache);
+    let train = cache(material.train)?;
+    let valid = material.valid.map(Clips::Read).map(&mut cache).transpose()?;
+    let replay = material.replay.map(&mut cache).transpose()?;
     let splits = Splits { train: &train, replay: replay.as_ref(), valid: valid.as_ref() };
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -419,13 +485,11 @@ fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<Vec<signal_hook::SigId>> 
 }
 
 /// One class alone teaches the model to say that class always.
-fn check_classes(model: &Model, train: &Examples) -> Result<(), TrainError> {
-    match train.targets() {
-        [] => Err(TrainError::Empty),
-        [first, rest @ ..] if rest.iter().all(|t| t == first) => {
-            Err(TrainError::OneClass { label: model.labels()[*first].clone(), count: train.len() })
-        }
-        _ => Ok(()),
+fn check_classes(model: &Model, train: &Clips) -> Result<(), TrainError> {
+    match train.one_label(model) {
+        _ if train.len() == 0 => Err(TrainError::Empty),
+        Some(label) => Err(TrainError::OneClass { label, count: train.len() }),
+        None => Ok(()),
     }
 }
 

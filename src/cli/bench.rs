@@ -13,7 +13,9 @@ use crate::{Adapter, Model, Session};
 
 /// Time inference and a training step on random input, and measure memory
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  accentor bench --model models/kws-commands --batch 16 --threads 1\n\n\
+#[command(after_help = "Examples:\n  accentor bench --model models/kws-commands --batch 16 --threads 1\n  \
+    accentor bench --model models/kws-commands --sites last-third\n\n\
+    A step runs on cached features: what lies before the lowest adapted layer is not part of it.\n\
     Times are minimum and median in ms over --steps runs of a whole batch; memory is the peak of a process that only trains.")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -117,7 +119,7 @@ fn train(model: &Model, adapter: Adapter, args: &Args, steps: usize) -> anyhow::
     let mut rng = fastrand::Rng::with_seed(1);
     let batch = args.batch.max(1);
     let inputs: Vec<f32> = (0..len * batch).map(|_| rng.f32() * 2.0 - 1.0).collect();
-    let clips: Vec<Clip> = inputs.chunks_exact(len).enumerate().map(|(i, x)| (x, i % classes)).collect();
+    let clips: Vec<Clip> = inputs.chunks_exact(len).enumerate().map(|(i, x)| (x.into(), i % classes)).collect();
     let timing = timed(steps, || trainer.step(&clips, 1e-4).map(|_| ()).map_err(Into::into))?;
     Ok((timing, trainer.arena_bytes(), trainer.parameters()))
 }

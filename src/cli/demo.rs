@@ -8,10 +8,10 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::adapt::{BeforeAfter, Material, Outcome, Trained, TrainingArgs, folder_bytes, train_adapter};
+use super::adapt::{BeforeAfter, Clips, Material, Outcome, Trained, TrainingArgs, folder_bytes, train_adapter};
 use super::options::{AdapterArgs, AugmentArgs, read_dataset};
 use super::{memory, report};
-use crate::{Augment, Model, Session};
+use crate::{Augment, CacheOptions, Model, Session};
 
 /// The manifest, the ONNX file and the clips of models/kws-commands: name and bytes of each.
 static FILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/demo_files.rs"));
@@ -81,7 +81,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 
     let adapter = model.new_adapter(&args.adapter.spec(), args.training.seed)?;
     let examples = train.len();
-    let material = Material { train, valid: None, replay: Some(replay) };
+    let material = Material {
+        train: Clips::Read(train),
+        valid: None,
+        replay: Some(Clips::Read(replay)),
+        cache: CacheOptions::default(),
+    };
     let Trained { adapter, report: fit, rate, trials } =
         train_adapter(&model, adapter, &config, args.training.automatic(), material, args.training.threads)?;
     let mut after = evaluate(&model.session(Some(&adapter))?)?;

@@ -12,10 +12,10 @@ use serde::Serialize;
 
 use self::dry_run::{DryRun, dry_run};
 use self::picture::thousands;
-use super::options::{AdapterArgs, ModelDetails, Recipe, default_rate};
+use super::options::{AdapterArgs, CacheArgs, ModelDetails, Recipe, default_rate};
 use super::report;
-use crate::Model;
 use crate::graph::{Choice, Graph, NodeId, Site, SiteKind, ValueId};
+use crate::{AdapterSpec, Model};
 
 /// Show what is in a model, where adapters may sit and what training will cost
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,8 @@ pub(super) struct Args {
     details: ModelDetails,
     #[command(flatten)]
     adapter: AdapterArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Clips to train on, replay among them, for the memory that adapt will take
     #[arg(long, default_value_t = 100)]
     clips: usize,
@@ -128,6 +130,8 @@ struct NoGradient {
 struct Cost {
     /// Of one arena; each thread has one, whatever the batch.
     arena_bytes: usize,
+    /// The inputs of the adapted layers and the largest live pair, of one clip.
+    arena_bound_bytes: usize,
     threads: usize,
     saved_bytes: usize,
     cached_bytes_per_clip: usize,
@@ -138,6 +142,8 @@ struct Cost {
     backward_multiply_adds: u64,
     /// Of a step, by its batch.
     step_multiply_adds: u64,
+    /// Of a step on cached features with `--sites last-third`; none where that cannot be trained.
+    last_third_step_multiply_adds: Option<u64>,
     batch: usize,
     #[serde(flatten)]
     measured: DryRun,
@@ -251,23 +257,32 @@ fn cost(model: &Model, args: &Args, chosen: &[Site], variants: usize) -> anyhow:
     let batch = args.batch.max(1);
     let (plan, prefix) = (trainer.plan(), trainer.prefix());
     let (suffix, backward) = (plan.multiply_adds(), plan.backward_multiply_adds());
+    let cache = args.cache.options();
     let cost = Cost {
         arena_bytes: trainer.arena_bytes(),
+        arena_bound_bytes: trainer.arena_bound_bytes(),
         threads: args.threads,
         saved_bytes: plan.saved_len() * 4,
-        cached_bytes_per_clip: trainer.cached_len() * 4,
+        cached_bytes_per_clip: trainer.cached_bytes(cache.format),
         cut: cut(model.graph(), &adapted, model.ending().logits),
         prefix_multiply_adds: prefix.map_or(0, |p| p.multiply_adds()),
         suffix_multiply_adds: suffix,
         backward_multiply_adds: backward,
         step_multiply_adds: batch as u64 * (suffix + backward),
+        last_third_step_multiply_adds: None,
         batch,
-        measured: dry_run(model, &mut trainer, batch, args.threads, args.clips * variants)?,
+        measured: dry_run(model, &mut trainer, batch, args.threads, args.clips * variants, &cache)?,
         clips: args.clips,
         variants,
         learning_rate: default_rate(model, &args.adapter.sites),
     };
-    Ok((cost, trainer.parameters()))
+    let parameters = trainer.parameters();
+    // Behind the dry run, whose memory it is not part of.
+    drop(trainer);
+    let third = AdapterSpec { sites: Choice::LastThird, ..args.adapter.spec() };
+    let third = model.new_adapter(&third, 0).and_then(|adapter| model.trainer(adapter, 1)).ok();
+    let clip = third.map(|t| t.plan().multiply_adds() + t.plan().backward_multiply_adds());
+    Ok((Cost { last_third_step_multiply_adds: clip.map(|clip| batch as u64 * clip), ..cost }, parameters))
 }
 
 /// The values that the frozen prefix hands over: not behind an adapted node, read by one that is or is adapted.
@@ -376,9 +391,11 @@ fn print(i: &Inspection) -> anyhow::Result<()> {
     if let Some(t) = &i.training {
         let cut: Vec<String> = t.cut.iter().map(|c| format!("`{}` {:?}", c.name, c.shape)).collect();
         report::line(&format!(
-            "training: {} values; arena {:.1} KiB a thread ({:.1} KiB saved for backward)",
+            "training: {} values; arena {:.1} KiB a thread ({:.1} KiB for the adapted layers' inputs and the largest pair \
+             beside them; {:.1} KiB saved for backward)",
             thousands(i.trainable_parameters),
             t.arena_bytes as f64 / 1024.0,
+            t.arena_bound_bytes as f64 / 1024.0,
             t.saved_bytes as f64 / 1024.0,
         ))?;
         let ends = if t.prefix_multiply_adds == 0 { "nothing to compute" } else { "run once a clip" };
@@ -397,6 +414,13 @@ fn print(i: &Inspection) -> anyhow::Result<()> {
             t.measured.step_ms,
             t.threads
         ))?;
+        if let Some(third) = t.last_third_step_multiply_adds.filter(|third| *third < t.step_multiply_adds) {
+            report::line(&format!(
+                "  on cached features with --sites last-third: {} multiply-adds, {:.1} times less",
+                thousands(third as usize),
+                t.step_multiply_adds as f64 / third as f64
+            ))?;
+        }
         report::line(&format!(
             "  adapt on {} clips in {} version(s): about {:.1} MiB of memory, rate {:e}",
             t.clips,

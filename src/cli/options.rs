@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::graph::Choice;
 use crate::source::{Dataset, dataset};
-use crate::{AdapterSpec, Augment, Model, ModelOptions};
+use crate::{AdapterSpec, Augment, CacheFormat, CacheOptions, Model, ModelOptions};
 
 /// The model.
 #[derive(Debug, clap::Args)]
@@ -61,8 +61,8 @@ pub(super) struct AdapterArgs {
     /// The pair counts alpha/rank [default: 2 * rank]
     #[arg(long)]
     pub(super) alpha: Option<f32>,
-    /// Layers to adapt: auto (all but depthwise layers and embeddings), all, none (with --head), or a regular expression
-    /// over node names
+    /// Layers to adapt: auto (all but depthwise layers and embeddings), last-third (of those: an epoch runs only what lies
+    /// behind), all, none (with --head), or a regular expression over node names
     #[arg(long, default_value = "auto", value_parser = parse_choice)]
     pub(super) sites: Choice,
     /// Train the last dense layer whole in place of a low-rank pair
@@ -79,6 +79,37 @@ impl AdapterArgs {
     pub(super) fn spec(&self) -> AdapterSpec {
         let alpha = self.alpha.unwrap_or(2.0 * self.rank as f32);
         AdapterSpec { rank: self.rank, alpha, sites: self.sites.clone(), head: self.head }
+    }
+}
+
+/// How what the frozen layers give is kept.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct CacheArgs {
+    /// How what the frozen layers give for a clip is held: f32 is exact, f16 takes half the memory, int8 about a quarter
+    #[arg(long, value_enum, default_value_t = FormatName::F32)]
+    cache: FormatName,
+    /// Keep it in a file in this folder in place of memory; the file has no name and goes with the program
+    #[arg(long, value_name = "DIR")]
+    cache_file: Option<PathBuf>,
+}
+
+/// `--cache`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum FormatName {
+    F32,
+    F16,
+    Int8,
+}
+
+impl CacheArgs {
+    /// As the library takes it.
+    pub(super) fn options(&self) -> CacheOptions {
+        let format = match self.cache {
+            FormatName::F32 => CacheFormat::F32,
+            FormatName::F16 => CacheFormat::F16,
+            FormatName::Int8 => CacheFormat::Int8,
+        };
+        CacheOptions { format, folder: self.cache_file.clone() }
     }
 }
 

@@ -131,6 +131,9 @@ pub enum Choice {
     Auto,
     /// Every site, depthwise layers and embeddings too.
     All,
+    /// The last third of those that `Auto` takes, rounded down, but one at least: what lies before is frozen, run once a clip
+    /// and cached.
+    LastThird,
     /// No site: only a head is trained.
     None,
     /// Sites whose node name or key the pattern finds.
@@ -138,7 +141,7 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// `auto`, `all`, `none`, or a regular expression over node names and keys.
+    /// `auto`, `all`, `last-third`, `none`, or a regular expression over node names and keys.
     ///
     /// # Errors
     /// What is wrong with the expression.
@@ -146,6 +149,7 @@ impl Choice {
         match text {
             "auto" => Ok(Choice::Auto),
             "all" => Ok(Choice::All),
+            "last-third" => Ok(Choice::LastThird),
             "none" => Ok(Choice::None),
             pattern => Regex::new(pattern).map(|r| Choice::Matching(Box::new(r))).map_err(|e| e.to_string()),
         }
@@ -155,12 +159,17 @@ impl Choice {
 /// The sites of `sites` that `choice` takes.
 pub fn choose(graph: &Graph, sites: &[Site], choice: &Choice) -> Vec<Site> {
     let taken = |site: &&Site| match choice {
-        Choice::Auto => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Embedding),
+        Choice::Auto | Choice::LastThird => !matches!(site.kind, SiteKind::Depthwise | SiteKind::Embedding),
         Choice::All => true,
         Choice::None => false,
         Choice::Matching(regex) => regex.is_match(&graph.nodes[site.node].name) || regex.is_match(&site.key),
     };
-    sites.iter().filter(taken).cloned().collect()
+    let mut chosen: Vec<Site> = sites.iter().filter(taken).cloned().collect();
+    if matches!(choice, Choice::LastThird) {
+        let third = (chosen.len() / 3).max(1);
+        chosen.drain(..chosen.len().saturating_sub(third));
+    }
+    chosen
 }
 
 impl Graph {

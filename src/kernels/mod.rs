@@ -3,10 +3,12 @@
 //! Every kernel is written once, generic over the token of `rten-simd`; the token is picked once a call. The scalar
 //! oracle stands beside each kernel in its tests, which run for the token of this machine and for the generic one.
 
+pub mod affine;
 pub mod conv_geometry;
 pub mod depthwise;
 pub mod elementary;
 pub mod gemm;
+pub mod half;
 pub mod integers;
 pub mod mask;
 pub mod norm;

@@ -86,8 +86,29 @@ impl<'a> Lowering<'a> {
             }
         }
         let output = self.want(output, &row_major(graph.values[output].shape.len()))?;
+        let channels = self.channels();
         let sites = self.sites.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
-        Ok(Program { slots: self.slots, steps: self.steps, sites, whole: self.whole, input: input_slot, output })
+        let (slots, steps, whole) = (self.slots, self.steps, self.whole);
+        Ok(Program { slots, steps, sites, channels, whole, input: input_slot, output })
+    }
+
+    /// The innermost dimension of each slot, of the first value that stands there; of a slot without one, all of it.
+    fn channels(&self) -> Vec<usize> {
+        let graph = self.graph;
+        let inner = |value: ValueId, order: &[usize]| {
+            physical(self.shape(value), order).into_iter().rev().find(|d| *d != 1).unwrap_or(1)
+        };
+        let mut channels: Vec<Option<usize>> = vec![None; self.slots.len()];
+        let outputs = graph.nodes.iter().flat_map(|n| n.outputs.iter().copied());
+        for value in graph.inputs.iter().copied().chain(outputs) {
+            if let Some(placed) = &self.placed[value] {
+                channels[placed.slot].get_or_insert_with(|| inner(value, &placed.order));
+            }
+        }
+        for ((value, order), slot) in &self.permuted {
+            channels[*slot] = Some(inner(*value, order));
+        }
+        channels.into_iter().zip(&self.slots).map(|(channels, len)| channels.unwrap_or(*len)).collect()
     }
 
     fn shape(&self, value: ValueId) -> &'a [usize] {
@@ -208,26 +229,15 @@ impl<'a> Lowering<'a> {
             Op::MatMul => self.matmul(node),
             Op::Gemm { .. } => self.gemm(node),
             Op::Binary(kind) => {
+                if let Some((x, kind)) = self.clipping(node) {
+                    return self.unary(node, kind, x);
+                }
                 let y = node.outputs[0];
                 let (slot, order) = self.binary(node, *kind, node.inputs[0], node.inputs[1], self.shape(y))?;
                 self.place(y, slot, order);
                 Ok(())
             }
-            Op::Unary(kind) => {
-                let placed = self.placed(node.inputs[0])?;
-                let len = self.slots[placed.slot];
-                let unary = Unary::new(*kind, len);
-                let kind = match kind {
-                    UnaryKind::Relu | UnaryKind::Clip { .. } => StepKind::Masked(MaskedOp {
-                        bits: Arc::new(unary.clone()),
-                        output: Arc::new(unary.with_kept_output(true)),
-                    }),
-                    _ => StepKind::Op(Arc::new(unary)),
-                };
-                let slot = self.step(node, kind, vec![placed.slot], len, 0);
-                self.place(node.outputs[0], slot, placed.order);
-                Ok(())
-            }
+            Op::Unary(kind) => self.unary(node, *kind, node.inputs[0]),
             Op::BatchNormalization { epsilon } => {
                 let (scale, shift) = self.batch_norm(node, *epsilon)?;
                 let placed = self.placed(node.inputs[0])?;
@@ -419,13 +429,54 @@ impl<'a> Lowering<'a> {
         if value == self.output { None } else { self.graph.only_consumer(value) }
     }
 
+    fn unary(&mut self, node: &Node, kind: UnaryKind, x: ValueId) -> Result<(), PlanError> {
+        let placed = self.placed(x)?;
+        let len = self.slots[placed.slot];
+        let unary = Unary::new(kind, len);
+        let kind = match kind {
+            UnaryKind::Relu | UnaryKind::Clip { .. } => StepKind::Masked(MaskedOp {
+                bits: Arc::new(unary.clone()),
+                output: Arc::new(unary.with_kept_output(true)),
+            }),
+            _ => StepKind::Op(Arc::new(unary)),
+        };
+        let slot = self.step(node, kind, vec![placed.slot], len, 0);
+        self.place(node.outputs[0], slot, placed.order);
+        Ok(())
+    }
+
+    /// What `node` is, with its input, where it is Relu or Clip, or Max or Min with one number: those are a Clip with one bound,
+    /// which keeps a bit an element for its gradient and not its input.
+    fn clipping(&self, node: &Node) -> Option<(ValueId, UnaryKind)> {
+        let kind = match &node.op {
+            Op::Unary(kind @ (UnaryKind::Relu | UnaryKind::Clip { .. })) => return Some((node.inputs[0], *kind)),
+            Op::Binary(kind @ (BinaryKind::Max | BinaryKind::Min)) => *kind,
+            _ => return None,
+        };
+        let (x, bound) = match node.inputs[..] {
+            [x, bound] if self.graph.is_constant(bound) => (x, bound),
+            [bound, x] if self.graph.is_constant(bound) => (x, bound),
+            _ => return None,
+        };
+        if self.graph.is_constant(x) || self.shape(x) != self.shape(node.outputs[0]) {
+            return None;
+        }
+        let values = self.graph.values[bound].values()?;
+        match (&values[..], kind) {
+            ([bound], _) if !bound.is_finite() => None,
+            ([min], BinaryKind::Max) => Some((x, UnaryKind::Clip { min: *min, max: f32::INFINITY })),
+            ([max], _) => Some((x, UnaryKind::Clip { min: f32::NEG_INFINITY, max: *max })),
+            _ => None,
+        }
+    }
+
     /// Fuses a following Relu or Clip; returns it and the value that the layer now writes.
     fn fuse_activation(&mut self, y: ValueId) -> (Activation, ValueId) {
         let Some(next) = self.next(y) else { return (Activation::None, y) };
         let node = &self.graph.nodes[next];
-        let activation = match node.op {
-            Op::Unary(UnaryKind::Relu) => Activation::Relu,
-            Op::Unary(UnaryKind::Clip { min, max }) if min < max => Activation::Clip { min, max },
+        let activation = match self.clipping(node) {
+            Some((x, UnaryKind::Relu)) if x == y => Activation::Relu,
+            Some((x, UnaryKind::Clip { min, max })) if x == y && min < max => Activation::Clip { min, max },
             _ => return (Activation::None, y),
         };
         self.fused[next] = true;

@@ -118,6 +118,8 @@ pub struct Program {
     pub(crate) slots: Vec<usize>,
     pub(crate) steps: Vec<Step>,
     pub(crate) sites: Vec<SiteStep>,
+    /// Size of the innermost dimension of each slot: its channels or features, where it has such.
+    pub(crate) channels: Vec<usize>,
     /// Slots of whole numbers and truth values, which no gradient passes.
     pub(crate) whole: Vec<SlotId>,
     /// Slot of the model input.
@@ -148,6 +150,11 @@ impl Program {
     /// Number of values in `slot`.
     pub fn slot_len(&self, slot: SlotId) -> usize {
         self.slots[slot]
+    }
+
+    /// Channels or features of `slot`: they lie innermost.
+    pub fn slot_channels(&self, slot: SlotId) -> usize {
+        self.channels[slot]
     }
 
     /// Which slots depend on an adapted layer.

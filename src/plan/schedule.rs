@@ -64,6 +64,7 @@ pub struct Plan {
     arena_len: usize,
     accumulators: Vec<Range<usize>>,
     saved_len: usize,
+    arena_bound: usize,
     multiply_adds: u64,
     backward_multiply_adds: u64,
 }
@@ -88,6 +89,12 @@ impl Plan {
         self.saved_len
     }
 
+    /// Values without which nothing can run: the inputs of adapted layers that are kept for their gradients, and the largest
+    /// input and output of one step.
+    pub fn arena_bound(&self) -> usize {
+        self.arena_bound
+    }
+
     /// Multiply-adds of the forward pass.
     pub fn multiply_adds(&self) -> u64 {
         self.multiply_adds
@@ -96,6 +103,11 @@ impl Plan {
     /// Multiply-adds of the backward pass; 0 for a plan without one.
     pub fn backward_multiply_adds(&self) -> u64 {
         self.backward_multiply_adds
+    }
+
+    /// Where the inputs stand in the arena, for [`Plan::run`].
+    pub fn inputs(&self) -> &[Region] {
+        &self.inputs
     }
 
     /// Values of all inputs together.
@@ -131,6 +143,17 @@ impl Plan {
             arena[region.range()].copy_from_slice(&input[at..at + region.len]);
             at += region.len;
         }
+        self.run(sites, arena)
+    }
+
+    /// [`Plan::forward`] with the inputs in their places already.
+    ///
+    /// # Errors
+    /// As [`Plan::forward`].
+    ///
+    /// # Panics
+    /// As [`Plan::forward`].
+    pub fn run(&self, sites: &[SiteWeights], arena: &mut [f32]) -> Result<(), PlanError> {
         for step in &self.forward {
             if let Kind::Foreign(foreign) = &step.kind {
                 let x: Vec<Vec<f32>> = step.x.iter().map(|r| arena[r.range()].to_vec()).collect();
@@ -393,6 +416,7 @@ impl<'a> Builder<'a> {
             .map(|s| program.slots[s])
             .sum::<usize>();
 
+        let arena_bound = self.bound(&resolved);
         let (offsets, arena_len) = place(&self.buffers);
         // Asked for once here, where a refusal is an error: elsewhere it would end the process.
         let bytes = arena_len.saturating_mul(size_of::<f32>());
@@ -478,8 +502,24 @@ impl<'a> Builder<'a> {
             arena_len,
             accumulators,
             saved_len,
+            arena_bound,
             multiply_adds,
             backward_multiply_adds,
         })
+    }
+
+    /// [`Plan::arena_bound`], of the steps with what they keep.
+    fn bound(&self, resolved: &[(Kind, Keeps)]) -> usize {
+        let program = self.program;
+        let mut saved = vec![false; program.slots.len()];
+        let mut pair = 0;
+        for (s, (_, keeps)) in self.steps.iter().zip(resolved) {
+            let step = &program.steps[*s];
+            for (k, x) in step.x.iter().enumerate() {
+                saved[*x] |= step.kind.is_adapted() && keeps.x.get(k).copied().unwrap_or(false);
+                pair = pair.max(program.slots[*x] + program.slots[step.y[0]]);
+            }
+        }
+        pair + program.slots.iter().zip(saved).filter(|(_, saved)| *saved).map(|(len, _)| len).sum::<usize>()
     }
 }

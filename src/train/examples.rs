@@ -1,5 +1,7 @@
 //! Labelled model inputs in memory.
 
+use std::sync::Arc;
+
 use ndarray::{ArrayView, ArrayViewD, Dimension};
 
 use super::TrainError;
@@ -7,7 +9,8 @@ use super::TrainError;
 /// Model inputs of one length with their label indices, one or more variants (augmented copies) each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Examples {
-    inputs: Vec<f32>,
+    /// Shared by clones, and by a cache where nothing is frozen.
+    inputs: Arc<Vec<f32>>,
     shape: Vec<usize>,
     len: usize,
     variants: usize,
@@ -23,7 +26,7 @@ impl Examples {
     /// No examples yet; each will have `variants` inputs of this shape. [`crate::Model::new_examples`] knows the model's.
     pub fn with_shape(shape: &[usize], variants: usize) -> Self {
         let len = shape.iter().product();
-        Self { inputs: Vec::new(), shape: shape.into(), len, variants: variants.max(1), targets: Vec::new() }
+        Self { inputs: Arc::default(), shape: shape.into(), len, variants: variants.max(1), targets: Vec::new() }
     }
 
     /// Adds an example: its variants one behind the other.
@@ -37,7 +40,7 @@ impl Examples {
         if inputs.iter().any(|v| !v.is_finite()) {
             return Err(TrainError::NotFinite { index: self.targets.len() });
         }
-        self.inputs.extend_from_slice(inputs);
+        Arc::make_mut(&mut self.inputs).extend_from_slice(inputs);
         self.targets.push(target);
         Ok(())
     }
@@ -89,6 +92,12 @@ impl Examples {
         &self.inputs[at..at + self.len]
     }
 
+    /// All variants of example `index`, one behind the other.
+    pub(super) fn example(&self, index: usize) -> &[f32] {
+        let len = self.variants * self.len;
+        &self.inputs[index * len..][..len]
+    }
+
     /// [`Examples::input`] as an array in the shape of an input.
     ///
     /// # Panics
@@ -108,24 +117,9 @@ impl Examples {
         &self.targets
     }
 
-    /// The examples at `indices`.
-    pub fn subset(&self, indices: &[usize]) -> Self {
-        let mut out = Self::with_shape(&self.shape, self.variants);
-        for index in indices {
-            let at = index * self.variants * self.len;
-            out.inputs.extend_from_slice(&self.inputs[at..at + self.variants * self.len]);
-            out.targets.push(self.targets[*index]);
-        }
-        out
-    }
-
-    /// The same examples with other inputs, made by `f` from each input.
-    pub(crate) fn map<E>(&self, len: usize, mut f: impl FnMut(&[f32], &mut [f32]) -> Result<(), E>) -> Result<Self, E> {
-        let mut inputs = vec![0.0; self.len() * self.variants * len];
-        for (i, out) in inputs.chunks_exact_mut(len.max(1)).enumerate() {
-            f(&self.inputs[i * self.len..(i + 1) * self.len], out)?;
-        }
-        Ok(Self { inputs, shape: vec![len], len, variants: self.variants, targets: self.targets.clone() })
+    /// All inputs, one behind the other.
+    pub(super) fn inputs(&self) -> &Arc<Vec<f32>> {
+        &self.inputs
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Clip, Examples, Loss, OptimiserKind, Schedule, TrainError, Trainer};
+use super::{Cached, Clip, Loss, OptimiserKind, Schedule, TrainError, Trainer};
 
 /// Settings of a run; the defaults are the recipe of the README.
 #[derive(Clone, Debug)]
@@ -150,11 +150,11 @@ pub struct FitReport {
 #[derive(Clone, Copy, Debug)]
 pub struct Splits<'a> {
     /// Training examples.
-    pub train: &'a Examples,
+    pub train: &'a Cached,
     /// Mixed into training.
-    pub replay: Option<&'a Examples>,
+    pub replay: Option<&'a Cached>,
     /// For early stop.
-    pub valid: Option<&'a Examples>,
+    pub valid: Option<&'a Cached>,
 }
 
 /// Replayed examples for each training example, where those are of one class.
@@ -163,8 +163,8 @@ const CONTRAST: usize = 4;
 const LEAST_CONTRAST: usize = 32;
 
 /// Weights of target 0 and 1 with which both weigh the same in an epoch.
-fn balance(train: &Examples, replay: Option<&Examples>, replayed: usize) -> [f32; 2] {
-    let ones = |examples: &Examples| examples.targets().iter().filter(|t| **t == 1).count() as f32;
+fn balance(train: &Cached, replay: Option<&Cached>, replayed: usize) -> [f32; 2] {
+    let ones = |examples: &Cached| examples.targets().iter().filter(|t| **t == 1).count() as f32;
     let share = replay.map_or(0.0, |r| ones(r) / r.len().max(1) as f32);
     let all = (train.len() + replayed) as f32;
     let one = ones(train) + share * replayed as f32;
@@ -185,9 +185,18 @@ impl Trainer {
         &mut self,
         config: &TrainConfig,
         splits: Splits,
-        observer: &mut dyn FnMut(&Progress) -> bool,
+        observer: &mut (dyn FnMut(&Progress) -> bool + Send),
     ) -> Result<FitReport, TrainError> {
         config.check()?;
+        self.on_own_threads(|trainer| trainer.epochs(config, splits, observer))
+    }
+
+    fn epochs(
+        &mut self,
+        config: &TrainConfig,
+        splits: Splits,
+        observer: &mut dyn FnMut(&Progress) -> bool,
+    ) -> Result<FitReport, TrainError> {
         let Splits { train, replay, valid } = splits;
         if train.is_empty() {
             return Err(TrainError::Empty);
@@ -206,6 +215,7 @@ impl Trainer {
         let mut progress =
             Progress { epoch: 1, epochs: config.epochs, step: 0, steps, loss: 0.0, valid_accuracy: None };
 
+        let mut clips: Vec<Clip> = Vec::with_capacity(config.batch.min(train.len() + replayed));
         for epoch in 0..config.epochs {
             // (from replay, index, variant), shuffled anew each epoch.
             let mut order: Vec<(bool, usize, usize)> =
@@ -218,13 +228,11 @@ impl Trainer {
             rng.shuffle(&mut order);
             let mut sum = 0.0;
             for (index, part) in order.chunks(config.batch).enumerate() {
-                let clips: Vec<Clip> = part
-                    .iter()
-                    .map(|(old, i, v)| {
-                        let from = if *old { replay.unwrap_or(train) } else { train };
-                        (from.input(*i, *v), from.target(*i))
-                    })
-                    .collect();
+                clips.clear();
+                clips.extend(part.iter().map(|(old, i, v)| {
+                    let from = if *old { replay.unwrap_or(train) } else { train };
+                    (from.input(*i, *v), from.target(*i))
+                }));
                 let rate = config.rate * config.schedule.factor(report.steps, steps);
                 let loss = self.step(&clips, rate)?;
                 if !loss.is_finite() {

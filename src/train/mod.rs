@@ -1,5 +1,6 @@
 //! Loss, optimiser, schedule, trainer, evaluation.
 
+mod cache;
 mod evaluate;
 mod examples;
 mod fit;
@@ -9,6 +10,7 @@ mod rate;
 mod schedule;
 mod trainer;
 
+pub use cache::{CacheFormat, CacheOptions, Cached, CachedInput, ClipInput};
 pub(crate) use evaluate::predicted;
 pub use evaluate::{ClassCount, Evaluation};
 pub use examples::Examples;
@@ -20,7 +22,9 @@ pub use rate::{RateTrial, sweep};
 pub use schedule::Schedule;
 #[cfg(feature = "cli")]
 pub(crate) use trainer::PARTS;
-pub use trainer::{Clip, Trainer};
+pub use trainer::{CacheWriter, Clip, Trainer};
+
+use std::path::PathBuf;
 
 use crate::plan::PlanError;
 
@@ -74,6 +78,14 @@ pub enum TrainError {
         /// What came.
         found: usize,
     },
+    /// Room for another number of scores.
+    #[error("the model has {expected} scores, there is room for {found}: give a slice of `Session::classes` values")]
+    Scores {
+        /// What the model has.
+        expected: usize,
+        /// Length of the slice.
+        found: usize,
+    },
     /// An array that is not in the shape of the model's input.
     #[error("expected an array of shape {expected:?} (dimensions of 1 may be left out), found {found:?}")]
     Shape {
@@ -115,6 +127,50 @@ pub enum TrainError {
         step: usize,
         /// Rate.
         rate: f32,
+    },
+    /// A value that the format of the cache does not reach.
+    #[error(
+        "example {index}: the frozen layers give {found:e}, which a cache in {format} cannot hold; use f32 (--cache f32)"
+    )]
+    CacheRange {
+        /// Which example.
+        index: usize,
+        /// The value.
+        found: f32,
+        /// The format.
+        format: CacheFormat,
+    },
+    /// The system has not the memory that the cache needs.
+    #[error(
+        "the cache needs {} MiB of memory, more than this system gives; take a smaller format (--cache int8), or a file \
+         (--cache-file)",
+        .bytes >> 20
+    )]
+    CacheMemory {
+        /// Bytes of all clips.
+        bytes: usize,
+    },
+    /// The cache's file could not be made or written.
+    #[error(
+        "cannot write a cache of {} MiB in {}: {source}; free that much, name another folder, or take a smaller format \
+         (--cache int8)",
+        .bytes.div_ceil(1 << 20), .folder.display()
+    )]
+    CacheWrite {
+        /// Its folder.
+        folder: PathBuf,
+        /// Bytes of all clips.
+        bytes: usize,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The cache's file could not be read again.
+    #[error("cannot read the cache in {}: {source}; name a folder on another disk", .folder.display())]
+    CacheRead {
+        /// Its folder.
+        folder: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
     },
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Examples, Splits, TrainConfig, TrainError, Trainer};
+use super::{Cached, Splits, TrainConfig, TrainError, Trainer};
 
 /// Rates that are tried.
 const RATES: [f32; 4] = [2e-3, 5e-3, 1e-2, 2e-2];
@@ -33,10 +33,10 @@ pub fn sweep(
     trainer: &mut Trainer,
     config: &TrainConfig,
     splits: Splits,
-    go_on: &mut dyn FnMut() -> bool,
+    go_on: &mut (dyn FnMut() -> bool + Send),
 ) -> Result<(f32, Vec<RateTrial>), TrainError> {
     let start = trainer.snapshot();
-    let folds: Vec<(Examples, Examples)> = match splits.valid {
+    let folds: Vec<(Cached, Cached)> = match splits.valid {
         Some(valid) => vec![(splits.train.clone(), valid.clone())],
         None => folds(splits.train),
     };
@@ -72,7 +72,7 @@ pub fn sweep(
 }
 
 /// `(train, valid)` for each fold; the k-th example of a class goes to fold k modulo the number of folds.
-fn folds(examples: &Examples) -> Vec<(Examples, Examples)> {
+fn folds(examples: &Cached) -> Vec<(Cached, Cached)> {
     let mut seen = std::collections::HashMap::new();
     let fold: Vec<usize> = examples
         .targets()

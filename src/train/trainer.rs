@@ -1,19 +1,21 @@
 //! One training step: clips through the plan, gradients summed in a fixed order, one move of the optimiser.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::cache::{Layout, Records};
 use super::evaluate::predicted;
-use super::{Examples, Loss, Optimiser, OptimiserKind, TrainError};
+use super::{CacheFormat, CacheOptions, Cached, ClipInput, Examples, Loss, Optimiser, OptimiserKind, TrainError};
 use crate::graph::{Ending, Graph, Site, ValueId};
 use crate::lora::{Adapter, SiteWeights};
-use crate::plan::{Arena, Plan, PlanError, Program};
+use crate::plan::{Arena, Plan, Program};
 
 /// A batch is cut into this many parts, whose gradients are summed one after the other: the same bytes for any number
 /// of threads up to it.
 pub(crate) const PARTS: usize = 4;
 
-/// A clip for a step: what the frozen prefix gives for it, and its label index.
-pub type Clip<'a> = (&'a [f32], usize);
+/// A clip for a step: what the frozen prefix gives for it, and its label index. Where one is taken, `(&[f32], usize)` will do.
+pub type Clip<'a> = (ClipInput<'a>, usize);
 
 /// Trains one adapter on one frozen graph.
 #[derive(Debug)]
@@ -30,11 +32,61 @@ pub struct Trainer {
     weights: Vec<SiteWeights>,
     prepared: bool,
     workers: Vec<Worker>,
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Arc<rayon::ThreadPool>>,
     optimiser: Optimiser,
     loss: Loss,
     clip_norm: Option<f32>,
     classes: usize,
+}
+
+/// Runs the frozen prefix on examples one by one and keeps what it gives, see [`Trainer::cache_writer`].
+#[derive(Debug)]
+pub struct CacheWriter<'a> {
+    trainer: &'a Trainer,
+    records: Records,
+    arena: Arena,
+    values: Vec<f32>,
+    variants: usize,
+    targets: Vec<usize>,
+}
+
+impl CacheWriter<'_> {
+    /// Adds an example: the inputs of its variants one behind the other, and its label index.
+    ///
+    /// # Errors
+    /// A wrong length, a label beyond the scores, an operator of the other engine that fails, a value that the format cannot
+    /// hold, a file that cannot be written.
+    pub fn push(&mut self, inputs: &[f32], target: usize) -> Result<(), TrainError> {
+        let trainer = self.trainer;
+        let len = trainer.program.slot_len(trainer.program.input);
+        if inputs.len() != len * self.variants {
+            return Err(TrainError::Length { expected: len * self.variants, found: inputs.len() });
+        }
+        trainer.check_target(target)?;
+        for variant in 0..self.variants {
+            let input = &inputs[variant * len..][..len];
+            match &trainer.prefix {
+                Some(prefix) => {
+                    prefix.forward(&[], &mut self.arena, input)?;
+                    prefix.copy_outputs(&self.arena, &mut self.values);
+                    self.records.push(&self.values, self.targets.len())?;
+                }
+                None => self.records.push(input, self.targets.len())?,
+            }
+        }
+        self.targets.push(target);
+        Ok(())
+    }
+
+    fn check_len(&self, found: usize) -> Result<(), TrainError> {
+        let expected = self.trainer.program.slot_len(self.trainer.program.input);
+        if found == expected { Ok(()) } else { Err(TrainError::Length { expected, found }) }
+    }
+
+    /// What was added.
+    pub fn finish(self) -> Cached {
+        self.records.finish(self.variants, self.targets)
+    }
 }
 
 /// What a thread works in.
@@ -42,8 +94,38 @@ pub struct Trainer {
 struct Worker {
     arena: Arena,
     accumulators: Vec<f32>,
+    /// A clip of a cache in a file.
+    record: Vec<u8>,
     loss: f64,
-    failed: Option<PlanError>,
+    failed: Option<TrainError>,
+}
+
+impl Worker {
+    /// Runs the forward pass on a clip.
+    fn forward(&mut self, plan: &Plan, weights: &[SiteWeights], input: ClipInput) -> Result<(), TrainError> {
+        match input {
+            ClipInput::Values(values) => plan.forward(weights, &mut self.arena, values)?,
+            ClipInput::Cached(cached) => {
+                cached.read(&mut self.record, plan.inputs().iter().map(|r| r.range()), &mut self.arena)?;
+                plan.run(weights, &mut self.arena)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Each worker takes `size` clips. Joined, not spawned: a join keeps its job on the stack.
+fn each_part<C: Sync>(workers: &mut [Worker], clips: &[C], size: usize, part: &(impl Fn(&mut Worker, &[C]) + Sync)) {
+    match workers {
+        [] => {}
+        [worker] => part(worker, clips),
+        _ => {
+            let half = workers.len() / 2;
+            let (first, second) = workers.split_at_mut(half);
+            let (before, behind) = clips.split_at(half * size);
+            rayon::join(|| each_part(first, before, size, part), || each_part(second, behind, size, part));
+        }
+    }
 }
 
 impl Trainer {
@@ -85,12 +167,13 @@ impl Trainer {
         }
         let threads = threads.clamp(1, PARTS);
         let pool = (threads > 1)
-            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build())
+            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build().map(Arc::new))
             .transpose()
             .map_err(|e| TrainError::Threads { threads, reason: e.to_string() })?;
         let worker = || Worker {
             arena: Arena::new(plan.arena_len()),
             accumulators: vec![0.0; plan.accumulators_len()],
+            record: Vec::new(),
             loss: 0.0,
             failed: None,
         };
@@ -114,6 +197,15 @@ impl Trainer {
             pool,
             classes,
         })
+    }
+
+    /// Runs `f` on one of the trainer's own threads, where it has several: steps in there start without a call from outside,
+    /// which costs a wake-up and, once in some dozens, an allocation. [`Trainer::fit`] does this.
+    pub fn on_own_threads<R: Send>(&mut self, f: impl FnOnce(&mut Self) -> R + Send) -> R {
+        match self.pool.clone() {
+            Some(pool) => pool.install(|| f(self)),
+            None => f(self),
+        }
     }
 
     /// Takes another optimiser, with fresh moments.
@@ -146,6 +238,12 @@ impl Trainer {
         self.plan.arena_len() * size_of::<f32>()
     }
 
+    /// Bytes that a clip needs at least: the inputs of the adapted layers, and the largest pair that lives beside them. An
+    /// arena also holds masks, workspace, and what packing leaves between buffers.
+    pub fn arena_bound_bytes(&self) -> usize {
+        self.plan.arena_bound() * size_of::<f32>()
+    }
+
     /// The plan of a step.
     pub fn plan(&self) -> &Plan {
         &self.plan
@@ -166,28 +264,73 @@ impl Trainer {
         self.params.len()
     }
 
-    /// Runs the frozen prefix once for each input.
+    /// Bytes that a cached clip takes in a format.
+    pub fn cached_bytes(&self, format: CacheFormat) -> usize {
+        self.layout(format).bytes()
+    }
+
+    fn layout(&self, format: CacheFormat) -> Layout {
+        let program = &self.program;
+        let tensors = program.boundary();
+        Layout::new(format, tensors.iter().map(|s| (program.slot_len(*s), program.slot_channels(*s))))
+    }
+
+    /// Runs the frozen prefix once for each input and keeps what it gives in memory, as it is.
     ///
     /// # Errors
     /// A wrong length, a label beyond the scores, an operator of the other engine that fails.
-    pub fn cache(&mut self, examples: &Examples) -> Result<Examples, TrainError> {
-        let expected = self.program.slot_len(self.program.input);
-        if examples.input_len() != expected {
-            return Err(TrainError::Length { expected, found: examples.input_len() });
-        }
+    pub fn cache(&mut self, examples: &Examples) -> Result<Cached, TrainError> {
+        self.cache_as(examples, &CacheOptions::default())
+    }
+
+    /// [`Trainer::cache`] in a format and a place of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Trainer::cache`]; a value that the format cannot hold, too little memory, a file that cannot be written.
+    pub fn cache_as(&mut self, examples: &Examples, options: &CacheOptions) -> Result<Cached, TrainError> {
+        let (variants, shared) = (examples.variants(), self.prefix.is_none() && *options == CacheOptions::default());
+        let mut writer = self.cache_writer(variants, if shared { 0 } else { examples.len() }, options)?;
+        writer.check_len(examples.input_len())?;
         examples.targets().iter().try_for_each(|target| self.check_target(*target))?;
-        let Some(prefix) = &self.prefix else { return Ok(examples.clone()) };
-        let mut arena = Arena::new(prefix.arena_len());
-        examples.map(prefix.output_len(), |input, out| {
-            prefix.forward(&[], &mut arena, input)?;
-            prefix.copy_outputs(&arena, out);
-            Ok(())
+        if shared {
+            let targets = examples.targets().to_vec();
+            return Ok(Cached::shared(self.layout(options.format), examples.inputs().clone(), variants, targets));
+        }
+        for index in 0..examples.len() {
+            writer.push(examples.example(index), examples.target(index))?;
+        }
+        Ok(writer.finish())
+    }
+
+    /// For examples that come one by one, `examples` of them: those that memory does not hold, with a cache in a file.
+    ///
+    /// # Errors
+    /// Too little memory, a file that cannot be made.
+    pub fn cache_writer(
+        &self,
+        variants: usize,
+        examples: usize,
+        options: &CacheOptions,
+    ) -> Result<CacheWriter<'_>, TrainError> {
+        let variants = variants.max(1);
+        let clips = examples.saturating_mul(variants);
+        Ok(CacheWriter {
+            trainer: self,
+            records: Records::new(self.layout(options.format), options.folder.as_ref(), clips)?,
+            arena: Arena::new(self.prefix.as_ref().map_or(0, Plan::arena_len)),
+            values: vec![0.0; if self.prefix.is_some() { self.plan.input_len() } else { 0 }],
+            variants,
+            targets: Vec::new(),
         })
     }
 
-    fn check_clip(&self, input: &[f32]) -> Result<(), TrainError> {
+    fn check_clip(&self, input: ClipInput) -> Result<(), TrainError> {
         let (expected, found) = (self.plan.input_len(), input.len());
-        if found == expected { Ok(()) } else { Err(TrainError::Uncached { expected, found }) }
+        let fits = match input {
+            ClipInput::Values(_) => true,
+            ClipInput::Cached(cached) => cached.fits(self.plan.inputs().iter().map(|r| r.range().len())),
+        };
+        if found == expected && fits { Ok(()) } else { Err(TrainError::Uncached { expected, found }) }
     }
 
     fn check_target(&self, found: usize) -> Result<(), TrainError> {
@@ -209,12 +352,15 @@ impl Trainer {
     /// # Errors
     /// An empty batch; a clip that is not from [`Trainer::cache`]; a label beyond the scores; an operator of the other
     /// engine that fails.
-    pub fn gradient(&mut self, batch: &[Clip]) -> Result<f32, TrainError> {
+    pub fn gradient<'a, I>(&mut self, batch: &[(I, usize)]) -> Result<f32, TrainError>
+    where
+        I: Into<ClipInput<'a>> + Copy + Sync,
+    {
         if batch.is_empty() {
             return Err(TrainError::Empty);
         }
         for (input, target) in batch {
-            self.check_clip(input)?;
+            self.check_clip((*input).into())?;
             self.check_target(*target)?;
         }
         self.prepare();
@@ -223,11 +369,11 @@ impl Trainer {
         let weight = 1.0 / batch.len() as f32;
         let size = batch.len().div_ceil(PARTS);
         let mut sum = 0.0;
-        let part = |worker: &mut Worker, clips: &[Clip]| {
+        let part = |worker: &mut Worker, clips: &[(I, usize)]| {
             worker.accumulators.fill(0.0);
             worker.loss = 0.0;
             for (input, target) in clips {
-                if let Err(error) = plan.forward(weights, &mut worker.arena, input) {
+                if let Err(error) = worker.forward(plan, weights, (*input).into()) {
                     worker.failed = Some(error);
                     return;
                 }
@@ -240,16 +386,12 @@ impl Trainer {
             let parts = round.len().div_ceil(size);
             let workers = &mut self.workers[..parts];
             match &self.pool {
-                Some(pool) if parts > 1 => pool.scope(|scope| {
-                    for (worker, clips) in workers.iter_mut().zip(round.chunks(size)) {
-                        scope.spawn(move |_| part(worker, clips));
-                    }
-                }),
-                _ => workers.iter_mut().zip(round.chunks(size)).for_each(|(worker, clips)| part(worker, clips)),
+                Some(pool) if parts > 1 => pool.install(|| each_part(workers, round, size, &part)),
+                _ => each_part(workers, round, size, &part),
             }
             for worker in workers {
                 if let Some(error) = worker.failed.take() {
-                    return Err(error.into());
+                    return Err(error);
                 }
                 self.total.iter_mut().zip(&worker.accumulators).for_each(|(t, a)| *t += a);
                 sum += worker.loss;
@@ -268,7 +410,10 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::gradient`].
-    pub fn step(&mut self, batch: &[Clip], rate: f32) -> Result<f32, TrainError> {
+    pub fn step<'a, I>(&mut self, batch: &[(I, usize)], rate: f32) -> Result<f32, TrainError>
+    where
+        I: Into<ClipInput<'a>> + Copy + Sync,
+    {
         let loss = self.gradient(batch)?;
         if let Some(limit) = self.clip_norm {
             let norm = self.gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
@@ -286,19 +431,20 @@ impl Trainer {
     ///
     /// # Errors
     /// A clip that is not from [`Trainer::cache`]; an operator of the other engine that fails.
-    pub fn logits(&mut self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
+    pub fn logits<'a>(&mut self, input: impl Into<ClipInput<'a>>) -> Result<Vec<f32>, TrainError> {
+        let input = input.into();
         self.check_clip(input)?;
         self.prepare();
-        let arena = &mut self.workers[0].arena;
-        self.plan.forward(&self.weights, arena, input)?;
-        Ok(self.plan.output(arena, 0).to_vec())
+        let worker = &mut self.workers[0];
+        worker.forward(&self.plan, &self.weights, input)?;
+        Ok(self.plan.output(&worker.arena, 0).to_vec())
     }
 
     /// Correct clips and mean cross-entropy (whatever loss is trained with) on cached examples, first variant of each.
     ///
     /// # Errors
     /// As [`Trainer::logits`].
-    pub fn evaluate(&mut self, examples: &Examples) -> Result<(usize, f64), TrainError> {
+    pub fn evaluate(&mut self, examples: &Cached) -> Result<(usize, f64), TrainError> {
         let (mut correct, mut sum) = (0, 0.0);
         let plain = Loss::for_scores(self.classes, 0.0);
         let mut scratch = vec![0.0; self.classes];

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use accentor::graph::SiteKind;
 use accentor::lora::{AdapterSite, Delta};
 use accentor::train::{Clip, OptimiserKind};
-use accentor::{Adapter, AdapterSpec, Examples, Model, ModelOptions, Trainer};
+use accentor::{Adapter, AdapterSpec, Cached, Examples, Model, ModelOptions, Trainer};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -258,7 +258,7 @@ impl Recording {
 }
 
 /// All examples as one batch.
-pub(crate) fn batch(cached: &Examples) -> Vec<Clip<'_>> {
+pub(crate) fn batch(cached: &Cached) -> Vec<Clip<'_>> {
     (0..cached.len()).map(|i| (cached.input(i, 0), cached.target(i))).collect()
 }
 

@@ -1,0 +1,101 @@
+//! A training step and an inference call allocate nothing, on one thread and on two.
+#![cfg(feature = "onnx")]
+#![allow(clippy::unwrap_used)]
+
+mod recording;
+
+use std::alloc::System;
+
+use accentor::graph::Op;
+use accentor::{AdapterSpec, CacheFormat, CacheOptions, Model};
+use recording::Recording;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// rayon's queue of calls from outside allocates once in 63 of them: many more steps than that are counted.
+const STEPS: usize = 150;
+
+/// A thread that starts or ends meanwhile, or gets its first job late, allocates its own state: what `f` itself allocates is
+/// there each time.
+const TRIES: usize = 5;
+
+/// The fewest calls of the allocator, on all threads, during `f`.
+fn allocations(mut f: impl FnMut()) -> usize {
+    let count = || {
+        let stats = ALLOCATOR.stats();
+        stats.allocations + stats.reallocations
+    };
+    let mut least = usize::MAX;
+    for _ in 0..TRIES {
+        let before = count();
+        f();
+        least = least.min(count() - before);
+        if least == 0 {
+            break;
+        }
+    }
+    least
+}
+
+/// Calls of a step, and of a call of inference merged and unmerged, after the first.
+fn counted(model: &Model, threads: usize, options: &CacheOptions, steps: usize) -> [usize; 3] {
+    let adapter = model.new_adapter(&AdapterSpec { rank: 2, alpha: 4.0, ..AdapterSpec::default() }, 0).unwrap();
+    let mut examples = model.new_examples(1);
+    let mut rng = fastrand::Rng::with_seed(0);
+    for _ in 0..6 {
+        let input: Vec<f32> = (0..examples.input_len()).map(|_| rng.f32()).collect();
+        examples.push(&input, 0).unwrap();
+    }
+    let mut logits = vec![0.0; model.session(None).unwrap().classes()];
+    let sessions = [model.session(Some(&adapter)).unwrap(), model.session_unmerged(&adapter).unwrap()];
+    let inference = sessions.map(|session| {
+        session.logits_into(examples.input(0, 0), &mut logits).unwrap();
+        allocations(|| (0..6).for_each(|i| session.logits_into(examples.input(i, 0), &mut logits).unwrap()))
+    });
+    let mut trainer = model.trainer(adapter, threads).unwrap();
+    let cached = trainer.cache_as(&examples, options).unwrap();
+    let clips: Vec<_> = (0..6).map(|i| (cached.input(i, 0), cached.target(i))).collect();
+    trainer.set_clip_norm(Some(1.0));
+    let step = trainer.on_own_threads(|trainer| {
+        trainer.step(&clips, 1e-3).unwrap();
+        allocations(|| (0..steps).for_each(|_| assert!(trainer.step(&clips, 1e-3).unwrap().is_finite())))
+    });
+    [step, inference[0], inference[1]]
+}
+
+// One test alone: the counter is of the process.
+#[test]
+fn a_step_and_a_call_allocate_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = Model::open(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands")).unwrap();
+    for threads in [1, 2] {
+        for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Int8] {
+            for folder in [None, Some(folder.path().to_owned())] {
+                let options = CacheOptions { format, folder };
+                assert_eq!(counted(&own, threads, &options, STEPS), [0; 3], "{threads} threads, {options:?}");
+            }
+        }
+    }
+    let (mut tried, mut wrong) = (0, Vec::new());
+    for name in recording::names().into_iter().filter(|name| name.ends_with("-b3")) {
+        let recording = Recording::read(&name);
+        // A public model that lies in the shared folder, if there is one.
+        let Some(path) = recording.onnx() else { continue };
+        let model = recording.open(&path);
+        // Operators of the other engine take and give vectors of their own.
+        if model.graph().nodes.iter().any(|node| matches!(node.op, Op::Foreign(_))) {
+            continue;
+        }
+        for threads in [1, 2] {
+            let found = counted(&model, threads, &CacheOptions::default(), 5);
+            if found != [0; 3] {
+                wrong.push(format!("{name}, {threads} threads: step, merged, unmerged {found:?}"));
+            }
+        }
+        tried += 1;
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(tried > 30, "only {tried} networks");
+}
