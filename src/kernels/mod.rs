@@ -7,6 +7,7 @@ pub mod conv_geometry;
 pub mod depthwise;
 pub mod elementary;
 pub mod gemm;
+pub mod integer_taps;
 pub mod integers;
 pub mod mask;
 pub mod norm;
