@@ -281,3 +281,109 @@ fn an_adapter_beside_integers() {
     let notes = agree(&of_integers(), &[SiteKind::Dense; 4], &clips(768));
     assert_eq!(notes.len(), 3, "{notes:?}");
 }
+
+/// Convolutions (a larger kernel, groups, a transposed one) and a recurrent layer, each of 65,536 weights and more.
+fn kernels_in_integers() -> Net {
+    let scales = |n: usize| (0..n).map(|i| 2e-4 * (1.0 + (i % 7) as f32 / 7.0)).collect::<Vec<f32>>();
+    let pads = || ints("pads", &[1, 1, 1, 1]);
+    Net::new()
+        .input("x", &[1, 64, 4, 5])
+        .weight_of("least", &[], &[0.05])
+        .node("Mul", &["x", "least"], "quiet", &[])
+        .bytes8("k_quantized", &[128, 64, 3, 3])
+        .weight_of("k_scale", &[128], &scales(128))
+        .node("DequantizeLinear", &["k_quantized", "k_scale"], "k", &[int("axis", 0)])
+        .node("Conv", &["quiet", "k"], "a", &[pads()])
+        .node("Relu", &["a"], "b", &[])
+        .bytes8("g_quantized", &[128, 64, 3, 3])
+        .weight_of("g_scale", &[128], &scales(128))
+        .node("DequantizeLinear", &["g_quantized", "g_scale"], "g", &[int("axis", 0)])
+        .node("Conv", &["b", "g"], "c", &[pads(), int("group", 2), ints("strides", &[2, 1])])
+        .bytes8("t_quantized", &[128, 64, 3, 3])
+        .weight_of("t_scale", &[64], &scales(64))
+        .node("DequantizeLinear", &["t_quantized", "t_scale"], "t", &[int("axis", 1)])
+        .node("ConvTranspose", &["c", "t"], "d", &[pads(), ints("strides", &[2, 1])])
+        .node("ReduceMean", &["d"], "e", &[ints("axes", &[2]), int("keepdims", 0)])
+        .node("Transpose", &["e"], "steps", &[ints("perm", &[2, 0, 1])])
+        .bytes8("w_quantized", &[2, 384, 64])
+        .weight_of("w_scale", &[], &[1e-3])
+        .bytes8("r_quantized", &[2, 384, 128])
+        .weight_of("r_scale", &[384], &scales(384))
+        .node("DequantizeLinear", &["w_quantized", "w_scale"], "w", &[])
+        .node("DequantizeLinear", &["r_quantized", "r_scale"], "r", &[int("axis", 1)])
+        .node("GRU", &["steps", "w", "r"], "y", &[int("hidden_size", 128), text("direction", "bidirectional")])
+        .node("ReduceMean", &["y"], "mean", &[ints("axes", &[0]), int("keepdims", 0)])
+        .integers("shape", &[1, 256])
+        .node("Reshape", &["mean", "shape"], "flat", &[])
+        .weight("fc.weight", &[2, 256])
+        .node("Gemm", &["flat", "fc.weight"], "logits", &[int("transB", 1)])
+        .output("logits")
+}
+
+/// Words by an embedding whose rows have scales of their own.
+fn words_in_integers() -> Net {
+    let scales: Vec<f32> = (0..4096).map(|i| 5e-3 * (1.0 + (i % 7) as f32 / 7.0)).collect();
+    Net::new()
+        .input("x", &[1, 4])
+        .bytes8("words_quantized", &[4096, 16])
+        .weight_of("words_scale", &[4096], &scales)
+        .node("DequantizeLinear", &["words_quantized", "words_scale"], "words", &[int("axis", 0)])
+        .node("Cast", &["x"], "indices", &[int("to", 7)])
+        .node("Gather", &["words", "indices"], "rows", &[])
+        .node("Tanh", &["rows"], "h", &[])
+        .weight("fc.weight", &[16, 2])
+        .node("MatMul", &["h", "fc.weight"], "scores", &[])
+        .node("ReduceMean", &["scores"], "logits", &[ints("axes", &[1]), int("keepdims", 0)])
+        .output("logits")
+}
+
+#[test]
+fn every_layer_runs_from_its_integers() {
+    for (net, clips) in [(kernels_in_integers(), clips(1280)), (words_in_integers(), words(4, 4096))] {
+        let model = open(&net.file());
+        let mut floats = model.graph().clone();
+        let held = floats.constant_bytes();
+        for value in &mut floats.values {
+            value.constant = value.values().map(Into::into);
+        }
+        assert!(floats.constant_bytes() > 3 * held);
+        let floats = Model::from_graph(floats, Vec::new(), None).unwrap();
+        let start = adapter(&model);
+        let bits = |logits: Vec<f32>| logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+        for with in [None, Some(&start)] {
+            let (integers, floats) = (model.session(with).unwrap(), floats.session(with).unwrap());
+            for clip in &clips {
+                assert_eq!(bits(integers.logits(clip).unwrap()), bits(floats.logits(clip).unwrap()));
+            }
+        }
+        let mut examples = Examples::new(clips[0].len(), 1);
+        clips.iter().enumerate().for_each(|(i, clip)| examples.push(clip, i % 2).unwrap());
+        let gradients = |model: &Model| {
+            let mut trainer = model.trainer(start.clone(), 1).unwrap();
+            let cached = trainer.cache(&examples).unwrap();
+            let loss = trainer.gradient(&batch(&cached)).unwrap();
+            (loss, trainer.gradients())
+        };
+        let ((loss, mut own), (other_loss, mut other)) = (gradients(&model), gradients(&floats));
+        assert_eq!(loss.to_bits(), other_loss.to_bits());
+        for (own, other) in own.sites.iter_mut().zip(&mut other.sites) {
+            let (Delta::LowRank { a, b, .. }, Delta::LowRank { a: a1, b: b1, .. }) = (&own.delta, &other.delta) else {
+                panic!("`{}` has no pair", own.key)
+            };
+            for (own_values, values) in [(a, a1), (b, b1)] {
+                let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+                let difference: Vec<f32> = own_values.iter().zip(values).map(|(a, b)| a - b).collect();
+                let error = norm(&wide(&difference)) / norm(&wide(values));
+                assert!(error < MERGED, "{}: {error:e}", own.key);
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_of_larger_layers_in_integers() {
+    let sites = [SiteKind::Conv, SiteKind::Conv, SiteKind::ConvTranspose];
+    let sites: Vec<SiteKind> = sites.into_iter().chain([SiteKind::Recurrent; 4]).chain([SiteKind::Dense]).collect();
+    assert_eq!(agree(&kernels_in_integers(), &sites, &clips(1280)).len(), 5);
+    assert_eq!(agree(&words_in_integers(), &[SiteKind::Embedding, SiteKind::Dense], &words(4, 4096)).len(), 1);
+}

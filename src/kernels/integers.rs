@@ -72,6 +72,49 @@ impl Integers {
         Self { bits: 4, row_bytes, data, zeros, ..self }
     }
 
+    /// The same numbers as a matrix of another shape; none where that has another number of elements, or where a scale would be
+    /// shared by what is no block of it.
+    pub fn reshaped(&self, rows: usize, columns: usize) -> Option<Self> {
+        if (rows, columns) == (self.rows, self.columns) {
+            return Some(self.clone());
+        }
+        let [down, along] = self.block;
+        if rows.checked_mul(columns)? != self.rows * self.columns || columns == 0 || self.columns == 0 {
+            return None;
+        }
+        // Rows of the new shape that make one of the old.
+        let split = self.columns / columns;
+        if !self.columns.is_multiple_of(columns) {
+            return None;
+        }
+        let across = self.columns.div_ceil(along);
+        let one = down >= self.rows && along >= self.columns;
+        if !one && along < self.columns && !along.is_multiple_of(columns) {
+            return None;
+        }
+        // One scale for all, or one a row.
+        let block = if one { [rows, columns] } else { [1, columns] };
+        let of = |row: usize| row / split / down * across + row % split * columns / along;
+        let blocks = rows.div_ceil(block[0]);
+        let spread = |values: &[f32]| -> Arc<[f32]> {
+            if values.len() == 1 { values.into() } else { (0..blocks).map(|at| values[of(at)]).collect() }
+        };
+        let (scales, zeros) = ((0..blocks).map(|at| self.scales[of(at)]).collect(), spread(&self.zeros));
+        let whole = self.row_bytes * 8 == self.columns * self.bits && (columns * self.bits).is_multiple_of(8);
+        let (bits, row_bytes, data) = if whole {
+            (self.bits, columns * self.bits / 8, self.data.clone())
+        } else {
+            // A row that ends inside a byte: a byte a number.
+            let number = |(r, c): (usize, usize)| {
+                let at = c * self.bits;
+                self.data[r * self.row_bytes + at / 8] >> (at % 8) & (u8::MAX >> (8 - self.bits))
+            };
+            let places = (0..self.rows).flat_map(|r| (0..self.columns).map(move |c| (r, c)));
+            (8, columns, places.map(number).collect())
+        };
+        Some(Self { rows, columns, bits, row_bytes, data, scales, zeros, block })
+    }
+
     /// Rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -103,9 +146,26 @@ impl Integers {
         out
     }
 
+    /// The real values of some rows, row-major.
+    ///
+    /// # Panics
+    /// If `out` is shorter.
+    pub fn rows_to(&self, rows: Range<usize>, out: &mut [f32]) {
+        self.tile(rows, 0..self.columns, false, self.columns, out);
+    }
+
+    /// The transpose of [`Integers::rows_to`].
+    ///
+    /// # Panics
+    /// If `out` is shorter.
+    pub fn turned_rows_to(&self, rows: Range<usize>, out: &mut [f32]) {
+        let width = rows.len();
+        self.tile(0..self.columns, rows, true, width, out);
+    }
+
     /// The real values of a part of a row.
     #[inline(always)]
-    fn read(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
+    pub(super) fn read(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         let line = &self.data[row * self.row_bytes..][..self.row_bytes];
         match self.bits {
             8 => out.iter_mut().zip(&line[columns.clone()]).for_each(|(o, b)| *o = f32::from(*b)),
@@ -368,6 +428,20 @@ mod tests {
         }
         let wide = Integers::new(1, 2, 8, 2, [0, 16].into()).unwrap();
         assert_eq!(wide.clone().narrowed(), wide);
+    }
+
+    #[test]
+    fn another_shape_has_the_same_values() {
+        for bits in [2, 4, 8] {
+            for (block, one_zero) in [([2, 24], true), ([1, 24], false), ([2, 6], false), ([1, 12], true)] {
+                let (matrix, expected) = example(2, 24, bits, block, one_zero);
+                for (rows, columns) in [(2, 24), (8, 6), (16, 3), (48, 1)] {
+                    assert_eq!(matrix.reshaped(rows, columns).unwrap().values(), expected, "{bits} {block:?} {rows}");
+                }
+            }
+        }
+        assert!(example(2, 24, 8, [1, 24], true).0.reshaped(3, 16).is_none());
+        assert!(example(2, 24, 8, [1, 4], true).0.reshaped(8, 6).is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod depthwise;
 pub mod elementary;
 pub mod gemm;
 pub mod half;
+pub mod integer_taps;
 pub mod integers;
 pub mod mask;
 pub mod norm;

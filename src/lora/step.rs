@@ -10,11 +10,12 @@ use std::sync::Arc;
 use super::integers::Beside;
 use crate::kernels::depthwise;
 use crate::kernels::gemm::{gemm, panels};
-use crate::ops::Keeps;
 use crate::ops::conv::{Conv, ConvWeights, Factors, FileMatrix, pack_groups, transpose, unpack_groups};
 use crate::ops::conv_transpose::ConvTranspose;
+use crate::ops::integer_conv::IntegerKernels;
 use crate::ops::integer_dense::IntegerWeights;
 use crate::ops::unary::Activation;
+use crate::ops::{Held, Keeps};
 
 /// What a multiply-add of an r-wide product takes, against one of a dW: measured on fifteen layers of EfficientNet-Lite0 and a
 /// DS-CNN (AVX2, rank 8).
@@ -62,12 +63,17 @@ pub struct SiteWeights {
     factors: Factors,
     scratch: Vec<f32>,
     unmerged: bool,
+    /// Of a weight in integers that a step holds: what is merged by that step.
+    pair: Option<Beside>,
 }
 
 impl SiteWeights {
-    /// The merged weight.
-    pub fn weights(&self) -> &ConvWeights {
-        &self.weights
+    /// What a step that holds the weight runs with.
+    pub fn held(&self) -> Held<'_> {
+        match self.pair.as_ref().and_then(|pair| pair.held_pair(&self.factors, &self.scratch)) {
+            Some(pair) => Held::Pair(pair),
+            None => Held::Merged(&self.weights),
+        }
     }
 }
 
@@ -93,7 +99,7 @@ impl SiteStep {
         Self { file: Some(file), ..Self::new(conv, false, frozen, 1.0, Adaptation::LowRank { rank, scale }) }
     }
 
-    /// One of the weights that a [`crate::ops::Weighted`] operator holds: that runs with [`SiteWeights::weights`] and
+    /// One of the weights that a [`crate::ops::Weighted`] operator holds: that runs with [`SiteWeights::held`] and
     /// adds a whole dW to the accumulators, which is projected on A and B once a step. `conv` says the sizes.
     pub fn held(conv: Conv, frozen: Arc<ConvWeights>, adaptation: Adaptation) -> Self {
         Self { held: true, ..Self::new(conv, false, frozen, 1.0, adaptation) }
@@ -101,9 +107,32 @@ impl SiteStep {
 
     /// A dense layer in integers with a low-rank pair of that rank and scale.
     pub fn integers(conv: Conv, weights: Arc<IntegerWeights>, rank: usize, scale: f32) -> Self {
-        let beside = Some(Box::new(Beside::new(&conv, weights, rank, scale)));
+        let beside = Beside::dense(&conv, weights, rank, scale);
+        Self::in_integers(conv, beside, rank, scale)
+    }
+
+    /// Another convolution in integers with a low-rank pair of that rank and scale.
+    pub fn integer_kernels(conv: Conv, weights: Arc<IntegerKernels>, rank: usize, scale: f32) -> Self {
+        let beside = Beside::conv(&conv, weights, rank, scale);
+        Self::in_integers(conv, beside, rank, scale)
+    }
+
+    /// A transposed convolution in integers with a low-rank pair of that rank and scale.
+    pub fn integer_transpose(layer: ConvTranspose, weights: Arc<IntegerKernels>, rank: usize, scale: f32) -> Self {
+        let beside = Beside::transposed(layer.clone(), weights, rank, scale);
+        let conv = layer.mirror().clone();
+        Self { transposed: Some(layer), ..Self::in_integers(conv, beside, rank, scale) }
+    }
+
+    /// [`SiteStep::held`] for a weight in integers with a low-rank pair, whose own gradients the operator adds.
+    pub fn held_integers(conv: Conv, rank: usize, scale: f32) -> Self {
+        let beside = Beside::held(&conv, rank, scale);
+        Self { held: true, ..Self::in_integers(conv, beside, rank, scale) }
+    }
+
+    fn in_integers(conv: Conv, beside: Beside, rank: usize, scale: f32) -> Self {
         let adaptation = Adaptation::LowRank { rank, scale };
-        Self { beside, ..Self::new(conv, false, Arc::default(), 1.0, adaptation) }
+        Self { beside: Some(Box::new(beside)), ..Self::new(conv, false, Arc::default(), 1.0, adaptation) }
     }
 
     /// A transposed convolution with a low-rank pair; `frozen` are the weights of its mirror, without a bias.
@@ -249,6 +278,7 @@ impl SiteStep {
         let mut out = SiteWeights { weights: (*self.frozen).clone(), ..SiteWeights::default() };
         if let Some(beside) = &self.beside {
             (out.factors, out.scratch) = beside.room();
+            out.pair = self.held.then(|| Beside::clone(beside));
             return out;
         }
         out.weights.w.resize(self.weight_len(), 0.0);

@@ -307,7 +307,9 @@ pub(super) fn real_integers(
     let shared = match (scales.len(), along.and_then(|a| axis(a, shape.len()))) {
         (1, _) if block == 0 => [rows, columns],
         (n, Some(0)) if block == 0 && n == rows => [1, columns],
-        (n, Some(1)) if block == 0 && n == columns && shape.len() == 2 => [rows, 1],
+        (n, Some(1)) if block == 0 && shape.get(1) == Some(&n) && shape[0] == rows && columns > 0 => {
+            [rows, columns / n]
+        }
         (_, Some(0)) if block > 0 && shape.len() == 2 => [block, 1],
         (_, Some(1)) if block > 0 && shape.len() == 2 => [1, block],
         _ => return None,
@@ -324,8 +326,9 @@ pub(super) fn held(graph: &GraphProto) -> HashSet<String> {
         let is_weight = |n: &NodeProto| {
             let at = n.input.iter().position(|i| i == y);
             match n.op_type.as_str() {
-                "Conv" => at == Some(1),
-                "Gemm" => at == Some(1),
+                "Conv" | "ConvTranspose" | "Gemm" => at == Some(1),
+                "Gather" => at == Some(0),
+                "RNN" | "GRU" | "LSTM" => at == Some(1) || at == Some(2),
                 "MatMul" => at.is_some(),
                 _ => false,
             }

@@ -29,7 +29,7 @@ use super::{Keeps, MAX_INPUTS, Operator};
 use crate::kernels::gemm::{Matrix, Start, Walk, gemm, gemm_from, gemm_packed, gemm_walk, pack, panels};
 
 /// Output positions whose patches are in memory at a time: 128 rows of a patch of some hundred values stay in L2.
-const POSITIONS: usize = 128;
+pub(super) const POSITIONS: usize = 128;
 
 /// A row of taps with at least this many values is read where it stands; for shorter ones patches are written out.
 const ROW: usize = 4;
@@ -106,7 +106,7 @@ pub(crate) fn unpack_groups(g: &ConvGeometry, packed: &[f32], rows: &mut [f32]) 
 }
 
 /// The convolution by which the input gradient runs, where it can: with a kernel of more than one tap, stride 1.
-fn mirror(g: &ConvGeometry) -> Option<ConvGeometry> {
+pub(super) fn mirror(g: &ConvGeometry) -> Option<ConvGeometry> {
     (!g.is_pointwise() && g.kernel != [1, 1]).then(|| g.mirrored()).flatten().filter(in_place)
 }
 
@@ -181,7 +181,7 @@ impl Conv {
     }
 
     /// Output positions at a time; whole rows where patches are read in place.
-    fn chunk(&self) -> usize {
+    pub(super) fn chunk(&self) -> usize {
         let g = &self.geometry;
         if in_place(g) { chunk_rows(g) * g.output[1] } else { POSITIONS.min(g.positions()) }
     }
@@ -362,7 +362,7 @@ impl Conv {
     }
 
     /// Patches of `range` as rows: where they stand if the layer is pointwise or [`in_place`], else written out.
-    fn patches<'a>(
+    pub(super) fn patches<'a>(
         &self,
         x: &'a [f32],
         group: usize,
@@ -404,7 +404,7 @@ fn convolve(
 }
 
 /// The patches of whole rows of output positions in the padded plane that they read.
-fn plane<'a>(g: &ConvGeometry, x: &[f32], range: std::ops::Range<usize>, work: &'a mut [f32]) -> Matrix<'a> {
+pub(super) fn plane<'a>(g: &ConvGeometry, x: &[f32], range: std::ops::Range<usize>, work: &'a mut [f32]) -> Matrix<'a> {
     let window = g.window(range.len() / g.output[1]);
     let line = window[1] * g.input_channels;
     let values = &mut work[..window[0] * line];
@@ -415,7 +415,7 @@ fn plane<'a>(g: &ConvGeometry, x: &[f32], range: std::ops::Range<usize>, work: &
 }
 
 /// Rows of output at a time.
-fn chunk_rows(g: &ConvGeometry) -> usize {
+pub(super) fn chunk_rows(g: &ConvGeometry) -> usize {
     POSITIONS.div_ceil(g.output[1].max(1)).min(g.output[0])
 }
 
@@ -433,7 +433,7 @@ fn tap_rows(columns: Walk, patch: usize) -> impl Iterator<Item = (std::ops::Rang
     })
 }
 
-fn chunks(total: usize, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+pub(super) fn chunks(total: usize, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..total).step_by(size.max(1)).map(move |start| start..(start + size).min(total))
 }
 

@@ -53,12 +53,17 @@ impl ConvTranspose {
 
     /// y = bias + the transposed convolution of x; `weights` without a bias.
     pub fn forward(&self, weights: &ConvWeights, x: &[f32], y: &mut [f32], work: &mut [f32]) {
+        self.fill(y);
+        self.mirror.input_gradient(weights, x, y, work, false);
+    }
+
+    /// y = bias.
+    pub(super) fn fill(&self, y: &mut [f32]) {
         if self.bias.is_empty() {
             y.fill(0.0);
         } else {
             y.chunks_exact_mut(self.bias.len()).for_each(|y| y.copy_from_slice(&self.bias));
         }
-        self.mirror.input_gradient(weights, x, y, work, false);
     }
 
     /// dx += the mirror of dy.

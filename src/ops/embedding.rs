@@ -9,20 +9,37 @@ use std::sync::Arc;
 
 use super::conv::ConvWeights;
 use super::index::Places;
-use super::{Keeps, MAX_INPUTS, Operator, WeightGradients, Weighted, Weights};
+use super::integer_conv::Pair;
+use super::{Held, HeldPair, Keeps, MAX_INPUTS, Operator, WeightGradients, Weighted, Weights};
+use crate::kernels::gemm::gemm;
+use crate::kernels::integers::Integers;
+
+/// The matrix.
+#[derive(Clone, Debug)]
+enum Table {
+    Floats(Arc<ConvWeights>),
+    /// `[rows, width]`: the rows that are read become floats.
+    Integers(Arc<Integers>),
+}
 
 /// Rows of a matrix that an adapter may change. Input: the indices.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     places: Places,
-    weight: Arc<ConvWeights>,
+    table: Table,
 }
 
 impl Embedding {
     /// `count` rows of `weight` `[rows, width]`.
     pub fn new(rows: usize, width: usize, count: usize, weight: Arc<ConvWeights>) -> Self {
         debug_assert_eq!(weight.w.len(), rows * width);
-        Self { places: Places::along_axis(1, rows, width, count), weight }
+        Self { places: Places::along_axis(1, rows, width, count), table: Table::Floats(weight) }
+    }
+
+    /// `count` rows of a matrix of integers. An adapter gives its pair.
+    pub fn of_integers(count: usize, matrix: Arc<Integers>) -> Self {
+        let places = Places::along_axis(1, matrix.rows(), matrix.columns(), count);
+        Self { places, table: Table::Integers(matrix) }
     }
 }
 
@@ -58,18 +75,28 @@ impl Operator for Embedding {
 impl Weighted for Embedding {
     fn forward_with(&self, weights: &Weights, x: &[&[f32]], y: &mut [f32], _saved: &mut [f32], _work: &mut [f32]) {
         let [_, width] = self.places.sizes();
-        let weight = &weights[0].unwrap_or(&self.weight).w;
         for (i, y) in y.chunks_exact_mut(width.max(1)).enumerate() {
-            match self.places.of(i, x[0]) {
-                Some(place) => y.copy_from_slice(&weight[place..place + width]),
-                None => y.fill(f32::NAN),
+            let Some(place) = self.places.of(i, x[0]) else {
+                y.fill(f32::NAN);
+                continue;
+            };
+            match (&self.table, weights[0]) {
+                (Table::Floats(_), Some(Held::Merged(weight))) => y.copy_from_slice(&weight.w[place..place + width]),
+                (Table::Floats(weight), _) => y.copy_from_slice(&weight.w[place..place + width]),
+                (Table::Integers(matrix), held) => {
+                    let row = place / width;
+                    matrix.rows_to(row..row + 1, y);
+                    if let Some(Held::Pair(HeldPair { pair: Pair { a, bt, rank }, .. })) = held {
+                        gemm(1, width, rank, &a[row..], 0, matrix.rows(), bt, width, y, width);
+                    }
+                }
             }
         }
     }
 
     fn vjp_with(
         &self,
-        _weights: &Weights,
+        weights: &Weights,
         mut dw: WeightGradients,
         x: &[&[f32]],
         _y: &[f32],
@@ -82,6 +109,17 @@ impl Weighted for Embedding {
         let [_, width] = self.places.sizes();
         for (i, dy) in dy.chunks_exact(width.max(1)).enumerate() {
             let Some(place) = self.places.of(i, x[0]) else { continue };
+            if let Some(Held::Pair(HeldPair { pair: Pair { a, bt, rank }, scale, .. })) = weights[0] {
+                let (row, rows) = (place / width, a.len() / rank.max(1));
+                let (da, dbt) = dw.split_at_mut(a.len());
+                for r in 0..rank {
+                    let (bt, dbt) = (&bt[r * width..][..width], &mut dbt[r * width..][..width]);
+                    da[r * rows + row] += bt.iter().zip(dy).map(|(b, d)| b * d).sum::<f32>();
+                    let a = a[r * rows + row] * scale;
+                    dbt.iter_mut().zip(dy).for_each(|(dbt, d)| *dbt += a * d);
+                }
+                continue;
+            }
             for (dw, dy) in dw[place..place + width].iter_mut().zip(dy) {
                 *dw += dy;
             }
@@ -128,7 +166,7 @@ mod tests {
         let other = ConvWeights { w: values(2, 6), ..ConvWeights::default() };
         let op = Embedding::new(3, 2, 2, held);
         let mut y = [0.0; 4];
-        op.forward_with(&[Some(&other), None, None, None], &[&[2.0, 9.0]], &mut y, &mut [], &mut []);
+        op.forward_with(&[Some(Held::Merged(&other)), None, None, None], &[&[2.0, 9.0]], &mut y, &mut [], &mut []);
         assert!(y[..2] == other.w[4..] && y[2..].iter().all(|y| y.is_nan()));
     }
 }

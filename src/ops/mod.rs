@@ -18,6 +18,7 @@ pub mod embedding;
 pub mod fold;
 pub mod function;
 pub mod index;
+pub mod integer_conv;
 pub mod integer_dense;
 pub mod lrn;
 pub mod matmul;
@@ -36,8 +37,12 @@ pub mod unary;
 #[cfg(test)]
 pub(crate) mod check;
 
-use self::conv::ConvWeights;
+use std::ops::Range;
+
+use self::conv::{ConvWeights, Factors};
+use self::integer_conv::Pair;
 pub use crate::kernels::conv_geometry;
+use crate::kernels::gemm::{Start, gemm, gemm_from};
 
 /// Activations that an operator has at most.
 pub const MAX_INPUTS: usize = 3;
@@ -107,10 +112,55 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
 /// Weights of one step that adapters may change at most: input and recurrent weight, for two directions.
 pub const MAX_WEIGHTS: usize = 4;
 
-/// The weights that a step runs with; its own frozen ones where there is none.
-pub type Weights<'a> = [Option<&'a ConvWeights>; MAX_WEIGHTS];
+/// What an adapter makes of a weight of a step.
+#[derive(Clone, Copy, Debug)]
+pub enum Held<'a> {
+    /// The merged weight.
+    Merged(&'a ConvWeights),
+    /// A low-rank pair for a weight that is held in integers.
+    Pair(HeldPair<'a>),
+}
 
-/// Where the gradients of trained weights are added, in the order of `w`.
+/// A low-rank pair in the orders that its readers want.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldPair<'a> {
+    /// A and s·Bᵀ.
+    pub pair: Pair<'a>,
+    /// Aᵀ and B.
+    pub factors: &'a Factors,
+    /// alpha / r.
+    pub scale: f32,
+}
+
+impl HeldPair<'_> {
+    /// Adds the gradients of A and Bᵀ, one behind the other in `sums`, for rows x and dz; `work` is `[2 · rows · rank]`.
+    pub fn add_gradients(
+        &self,
+        rows: usize,
+        (x, inputs, x_row): (&[f32], usize, usize),
+        (dz, outputs, dz_row): (&[f32], usize, usize),
+        columns: Range<usize>,
+        sums: &mut [f32],
+        work: &mut [f32],
+    ) {
+        let (rank, width) = (self.pair.rank, columns.len());
+        debug_assert_eq!(width, outputs);
+        let all = self.factors.b.len() / rank.max(1);
+        let (da, dbt) = sums.split_at_mut(rank * inputs);
+        let (h, e) = work[..2 * rows * rank].split_at_mut(rows * rank);
+        let b = &self.factors.b[columns.start * rank..];
+        gemm_from(Start::Zero, rows, rank, inputs, x, x_row, 1, &self.factors.a_t, rank, h, rank);
+        gemm_from(Start::Zero, rows, rank, outputs, dz, dz_row, 1, b, rank, e, rank);
+        h.iter_mut().chain(e.iter_mut()).for_each(|v| *v *= self.scale);
+        gemm(rank, inputs, rows, e, 1, rank, x, x_row, da, inputs);
+        gemm(rank, outputs, rows, h, 1, rank, dz, dz_row, &mut dbt[columns.start..], all);
+    }
+}
+
+/// The weights that a step runs with; its own frozen ones where there is none.
+pub type Weights<'a> = [Option<Held<'a>>; MAX_WEIGHTS];
+
+/// Where the gradients of trained weights are added: of `w` in its order, or of a pair, A before Bᵀ.
 pub type WeightGradients<'a> = [Option<&'a mut [f32]>; MAX_WEIGHTS];
 
 /// An operator that holds several weights which an adapter may change, each by itself.

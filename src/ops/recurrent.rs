@@ -38,8 +38,10 @@ use std::sync::Arc;
 use self::cell::{Around, State};
 pub use self::gate::Gate;
 use super::conv::{ConvWeights, transpose};
-use super::{Keeps, MAX_INPUTS, MAX_WEIGHTS, Operator, WeightGradients, Weighted, Weights};
+use super::integer_conv::Pair;
+use super::{Held, HeldPair, Keeps, MAX_INPUTS, MAX_WEIGHTS, Operator, WeightGradients, Weighted, Weights};
 use crate::kernels::gemm::{Start, gemm, gemm_from};
+use crate::kernels::integers::Integers;
 
 /// Which cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,16 +115,54 @@ pub enum Initial {
     Input(usize),
 }
 
+/// A frozen weight of a direction.
+#[derive(Clone, Debug)]
+enum Weight {
+    Floats(Arc<ConvWeights>),
+    /// `[directions · gates · hidden, inputs]`, and the first row of this direction. Floats once a pass.
+    Integers(Arc<Integers>, usize),
+}
+
+impl Weight {
+    /// The weight, or its transpose for the way `back`, with what an adapter makes of it.
+    fn floats<'a>(&'a self, width: usize, back: bool, held: Option<Held<'a>>, room: &'a mut [f32]) -> &'a [f32] {
+        let (integers, first) = match (self, held) {
+            (Self::Floats(_), Some(Held::Merged(weights))) => return if back { &weights.wt } else { &weights.w },
+            (Self::Floats(weights), _) => return if back { &weights.wt } else { &weights.w },
+            (Self::Integers(integers, first), _) => (integers, *first),
+        };
+        let from = integers.columns();
+        let room = &mut room[..from * width];
+        let rows = first..first + width;
+        if back {
+            integers.rows_to(rows, room);
+        } else {
+            integers.turned_rows_to(rows, room);
+        }
+        if let Some(Held::Pair(HeldPair { pair: Pair { a, bt, rank }, .. })) = held {
+            if back {
+                gemm(width, from, rank, bt, 1, width, a, from, room, from);
+            } else {
+                gemm(from, width, rank, a, 1, from, bt, width, room, width);
+            }
+        }
+        room
+    }
+}
+
 /// Weights of a direction and what belongs to them.
 #[derive(Clone, Debug)]
 struct Direction {
-    w: Arc<ConvWeights>,
-    r: Arc<ConvWeights>,
+    w: Weight,
+    r: Weight,
     /// Wb + Rb, without the part that stands in `product_bias`.
     bias: Vec<f32>,
     product_bias: Vec<f32>,
     peepholes: Vec<f32>,
 }
+
+/// Weights in integers: `w` and `r` of [`Tensors`], a row an output.
+pub type IntegerTensors = [Option<Arc<Integers>>; 2];
 
 /// Tensors of the file, as ONNX lays them out.
 #[derive(Clone, Copy, Debug, Default)]
@@ -148,13 +188,15 @@ pub struct Recurrent {
     initial: [Initial; 2],
     last: bool,
     trained: [bool; MAX_WEIGHTS],
+    /// The largest rank of a pair on weights in integers.
+    rank: usize,
 }
 
 impl Recurrent {
     /// From zero states, giving Y alone. `backward` false leaves out what only the way back reads.
     ///
     /// # Panics
-    /// If a tensor has another length than its shape says.
+    /// If bias or peepholes have another length than their shape says.
     pub fn new(
         recurrence: Recurrence,
         steps: usize,
@@ -165,7 +207,9 @@ impl Recurrent {
     ) -> Self {
         let n = recurrence.hidden;
         let width = recurrence.cell.gates() * n;
-        let matrix = |file: &[f32], from: usize| {
+        let matrix = |file: &[f32], d: usize, from: usize| {
+            // Empty where it is held in integers.
+            let Some(file) = file.get(d * width * from..(d + 1) * width * from) else { return Arc::default() };
             let mut weights = ConvWeights { w: vec![0.0; from * width], ..ConvWeights::default() };
             transpose(file, width, from, &mut weights.w);
             if backward {
@@ -184,8 +228,8 @@ impl Recurrent {
                 product_bias.copy_from_slice(&recurrent[behind..]);
             }
             Direction {
-                w: matrix(&tensors.w[d * width * inputs..][..width * inputs], inputs),
-                r: matrix(&tensors.r[d * width * n..][..width * n], n),
+                w: Weight::Floats(matrix(tensors.w, d, inputs)),
+                r: Weight::Floats(matrix(tensors.r, d, n)),
                 bias,
                 product_bias,
                 peepholes: if tensors.peepholes.is_empty() {
@@ -197,7 +241,20 @@ impl Recurrent {
         };
         let directions = (0..recurrence.reverse.len()).map(direction).collect();
         let (initial, trained) = Default::default();
-        Self { recurrence, steps, batch, inputs, directions, initial, last: false, trained }
+        Self { recurrence, steps, batch, inputs, directions, initial, last: false, trained, rank: 0 }
+    }
+
+    /// Runs from these weights in integers, whose floats [`Recurrent::new`] need not have got.
+    pub fn with_integers(mut self, integers: &IntegerTensors) -> Self {
+        let width = self.width();
+        for (d, direction) in self.directions.iter_mut().enumerate() {
+            for (weight, held) in [&mut direction.w, &mut direction.r].into_iter().zip(integers) {
+                if let Some(held) = held {
+                    *weight = Weight::Integers(held.clone(), d * width);
+                }
+            }
+        }
+        self
     }
 
     /// Starts from these states, hidden and cell.
@@ -215,10 +272,27 @@ impl Recurrent {
         Self { trained, ..self }
     }
 
-    /// Frozen weight `index`: input and recurrent weight of the first direction, then of the second.
-    pub fn weight(&self, index: usize) -> Option<&Arc<ConvWeights>> {
+    /// The largest rank of the pairs that weights in integers get.
+    pub fn with_rank(self, rank: usize) -> Self {
+        Self { rank, ..self }
+    }
+
+    /// Frozen weight `index` in floats: input and recurrent weight of the first direction, then of the second.
+    pub fn weight(&self, index: usize) -> Option<Arc<ConvWeights>> {
         let direction = self.directions.get(index / 2)?;
-        Some(if index.is_multiple_of(2) { &direction.w } else { &direction.r })
+        match if index.is_multiple_of(2) { &direction.w } else { &direction.r } {
+            Weight::Floats(weights) => Some(weights.clone()),
+            Weight::Integers(..) => None,
+        }
+    }
+
+    /// Floats that a pass makes of weights in integers, one tensor at a time.
+    fn room(&self) -> usize {
+        let of = |weight: &Weight| match weight {
+            Weight::Floats(_) => 0,
+            Weight::Integers(integers, _) => integers.columns() * self.width(),
+        };
+        self.directions.iter().map(|d| of(&d.w).max(of(&d.r))).max().unwrap_or(0)
     }
 
     /// Multiply-adds of a forward pass.
@@ -283,13 +357,13 @@ impl Recurrent {
         Some(&all[d * self.one()..][..self.one()])
     }
 
-    fn around<'a>(&'a self, weights: &Weights<'a>, d: usize) -> Around<'a> {
+    fn around<'a>(&'a self, r: &'a [f32], d: usize) -> Around<'a> {
         let direction = &self.directions[d];
         Around {
             recurrence: &self.recurrence,
             direction: d,
             batch: self.batch,
-            r: weights[2 * d + 1].unwrap_or(&direction.r),
+            r,
             product_bias: &direction.product_bias,
             peepholes: &direction.peepholes,
         }
@@ -315,14 +389,14 @@ impl Operator for Recurrent {
         Keeps { x, y: hidden, saved: self.directions.len() * self.saved_len() }
     }
 
-    /// What would be saved of one direction, the states of a step, and the recurrent product of one.
+    /// The floats of a weight in integers, what would be saved of one direction, the states of a step, and the recurrent product of one.
     fn forward_work(&self) -> usize {
-        self.saved_len() + 2 * self.one() + self.batch * self.width()
+        self.room() + self.saved_len() + 2 * self.one() + self.batch * self.width()
     }
 
-    /// Of one direction: da, the gradient of the recurrent product, h one step back, dh, dc and one state of scratch.
+    /// The floats of a weight in integers, r-wide products; of one direction: da, the gradient of the recurrent product, h one step back, dh, dc and one state of scratch.
     fn vjp_work(&self) -> usize {
-        self.rows() * (self.width() + 2 * self.recurrence.hidden) + 4 * self.one()
+        self.room() + self.rows() * (self.width() + 2 * self.recurrence.hidden + 2 * self.rank) + 4 * self.one()
     }
 
     fn forward(&self, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
@@ -345,6 +419,7 @@ impl Operator for Recurrent {
 impl Weighted for Recurrent {
     fn forward_with(&self, weights: &Weights, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
         let (rows, width, one) = (self.rows(), self.width(), self.one());
+        let (room, work) = work.split_at_mut(self.room());
         let (unsaved, work) = work.split_at_mut(self.saved_len());
         let (hidden, work) = work.split_at_mut(one);
         let (cell, work) = work.split_at_mut(one);
@@ -354,16 +429,16 @@ impl Weighted for Recurrent {
                 _ => &mut *unsaved,
             };
             let (gates, beside) = saved.split_at_mut(rows * width);
-            let w = weights[2 * d].unwrap_or(&direction.w);
+            let w = direction.w.floats(width, false, weights[2 * d], room);
             let start = Start::Bias(&direction.bias);
-            gemm_from(start, rows, width, self.inputs, x[0], self.inputs, 1, &w.w, width, gates, width);
+            gemm_from(start, rows, width, self.inputs, x[0], self.inputs, 1, w, width, gates, width);
             for (which, state) in [&mut *hidden, &mut *cell].into_iter().enumerate() {
                 match self.start(which, d, x) {
                     Some(start) => state.copy_from_slice(start),
                     None => state.fill(0.0),
                 }
             }
-            let around = self.around(weights, d);
+            let around = self.around(direction.r.floats(width, false, weights[2 * d + 1], room), d);
             for (t, _) in self.order(d) {
                 let gates = &mut gates[t * self.batch * width..][..self.batch * width];
                 let product: &mut [f32] =
@@ -397,6 +472,8 @@ impl Weighted for Recurrent {
     ) {
         let (rows, width, one, n) = (self.rows(), self.width(), self.one(), self.recurrence.hidden);
         let cell = self.recurrence.cell;
+        let (room, work) = work.split_at_mut(self.room());
+        let (narrow, work) = work.split_at_mut(2 * rows * self.rank);
         let (da, work) = work.split_at_mut(rows * width);
         let (dproduct, work) = work.split_at_mut(rows * n);
         let (before, work) = work.split_at_mut(rows * n);
@@ -416,7 +493,7 @@ impl Weighted for Recurrent {
                     dc.copy_from_slice(&last[self.state_len() + d * one..][..one]);
                 }
             }
-            let around = self.around(weights, d);
+            let around = self.around(direction.r.floats(width, true, weights[2 * d + 1], room), d);
             for (t, earlier) in self.order(d).rev() {
                 dh.iter_mut().zip(&dy[self.place(t, d)]).for_each(|(dh, dy)| *dh += dy);
                 let start = |which: usize| self.start(which, d, x).unwrap_or(&*zeros);
@@ -450,13 +527,28 @@ impl Weighted for Recurrent {
                 }
             }
             if let Some(dx) = dx[0].as_deref_mut() {
-                let w = weights[2 * d].unwrap_or(&direction.w);
-                gemm(rows, self.inputs, width, da, width, 1, &w.wt, self.inputs, dx, self.inputs);
+                let w = direction.w.floats(width, true, weights[2 * d], room);
+                gemm(rows, self.inputs, width, da, width, 1, w, self.inputs, dx, self.inputs);
             }
-            if let Some(dw) = dw[2 * d].as_deref_mut() {
+            if let (Some(dw), Some(Held::Pair(pair))) = (dw[2 * d].as_deref_mut(), weights[2 * d]) {
+                let (x, dz) = ((x[0], self.inputs, self.inputs), (&*da, width, width));
+                pair.add_gradients(rows, x, dz, 0..width, dw, narrow);
+            } else if let Some(dw) = dw[2 * d].as_deref_mut() {
                 gemm(self.inputs, width, rows, x[0], 1, self.inputs, da, width, dw, width);
             }
-            if let Some(dr) = dw[2 * d + 1].as_deref_mut() {
+            if let (Some(dr), Some(Held::Pair(pair))) = (dw[2 * d + 1].as_deref_mut(), weights[2 * d + 1]) {
+                let Cell::Gru { linear_before_reset } = cell else {
+                    pair.add_gradients(rows, (&*before, n, n), (&*da, width, width), 0..width, dr, narrow);
+                    continue;
+                };
+                pair.add_gradients(rows, (&*before, n, n), (&*da, 2 * n, width), 0..2 * n, dr, narrow);
+                if linear_before_reset {
+                    pair.add_gradients(rows, (&*before, n, n), (&*dproduct, n, n), 2 * n..width, dr, narrow);
+                } else {
+                    reset(before, gates, n, width);
+                    pair.add_gradients(rows, (&*before, n, n), (&da[2 * n..], n, width), 2 * n..width, dr, narrow);
+                }
+            } else if let Some(dr) = dw[2 * d + 1].as_deref_mut() {
                 let Cell::Gru { linear_before_reset } = cell else {
                     gemm(n, width, rows, before, 1, n, da, width, dr, width);
                     continue;
@@ -465,12 +557,17 @@ impl Weighted for Recurrent {
                 if linear_before_reset {
                     gemm(n, n, rows, before, 1, n, dproduct, n, &mut dr[2 * n..], width);
                 } else {
-                    for (before, gates) in before.chunks_exact_mut(n).zip(gates.chunks_exact(width)) {
-                        before.iter_mut().zip(&gates[n..2 * n]).for_each(|(b, r)| *b *= r);
-                    }
+                    reset(before, gates, n, width);
                     gemm(n, n, rows, before, 1, n, &da[2 * n..], width, &mut dr[2 * n..], width);
                 }
             }
         }
+    }
+}
+
+/// The states before each step times the reset gate.
+fn reset(before: &mut [f32], gates: &[f32], n: usize, width: usize) {
+    for (before, gates) in before.chunks_exact_mut(n).zip(gates.chunks_exact(width)) {
+        before.iter_mut().zip(&gates[n..2 * n]).for_each(|(b, r)| *b *= r);
     }
 }

@@ -25,6 +25,7 @@ use crate::ops::binary::{Binary, BinaryKind};
 use crate::ops::conv::{Conv, ConvWeights, FrozenConv};
 use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::depthwise::FrozenDepthwise;
+use crate::ops::integer_conv::IntegerKernels;
 use crate::ops::matmul::MatMul;
 use crate::ops::movement::{Constant, Copy, Pad, Permute, Place, Slice};
 use crate::ops::pool::{AveragePool, LpPool, MaxPool, Window as PoolWindow};
@@ -511,34 +512,42 @@ impl<'a> Lowering<'a> {
         }
         let graph = self.graph;
         let integers = self.integers(&layer, &geometry, index).filter(|_| folded.is_none());
-        let weights = match (integers, self.in_file(&layer, &geometry, index)) {
-            (Some(integers), _) => Packed::integers(integers, bias),
-            (None, Some(file)) => Packed::InFile(file, bias),
-            (None, None) => Packed::Floats(self.pack((graph.original(id), folded.is_some()), &geometry, index, || {
-                let file = graph.values[layer.weight].values().unwrap_or_default();
-                let mut w = vec![0.0; file.len()];
-                if depthwise {
-                    layer.weight_to_taps(&file, &mut w);
-                } else {
-                    layer.weight_to_kernel(&file, &mut w);
-                }
-                let layer = |w: Vec<f32>, bias| {
-                    if depthwise { ConvWeights { w, wt: vec![], bias } } else { ConvWeights::new(&geometry, &w, bias) }
-                };
-                let Some((scale, shift)) = folded else { return layer(w, bias) };
-                let per_group = geometry.group_outputs();
-                for (at, w) in w.iter_mut().enumerate() {
-                    let channel = if depthwise {
-                        at % geometry.output_channels
+        let kernels = self.integer_kernels(&layer, &geometry, index).filter(|_| folded.is_none());
+        let weights = match (integers, kernels, self.in_file(&layer, &geometry, index)) {
+            (Some(integers), ..) => Packed::integers(integers, bias),
+            (None, Some(matrix), _) => Packed::Kernels(Arc::new(IntegerKernels { matrix, bias })),
+            (None, None, Some(file)) => Packed::InFile(file, bias),
+            (None, None, None) => {
+                Packed::Floats(self.pack((graph.original(id), folded.is_some()), &geometry, index, || {
+                    let file = graph.values[layer.weight].values().unwrap_or_default();
+                    let mut w = vec![0.0; file.len()];
+                    if depthwise {
+                        layer.weight_to_taps(&file, &mut w);
                     } else {
-                        at / (geometry.patch() * per_group) * per_group + at % per_group
+                        layer.weight_to_kernel(&file, &mut w);
+                    }
+                    let layer = |w: Vec<f32>, bias| {
+                        if depthwise {
+                            ConvWeights { w, wt: vec![], bias }
+                        } else {
+                            ConvWeights::new(&geometry, &w, bias)
+                        }
                     };
-                    *w *= scale[channel];
-                }
-                bias.resize(geometry.output_channels, 0.0);
-                bias.iter_mut().zip(scale.iter().zip(&shift)).for_each(|(b, (s, t))| *b = *b * s + t);
-                layer(w, bias)
-            })),
+                    let Some((scale, shift)) = folded else { return layer(w, bias) };
+                    let per_group = geometry.group_outputs();
+                    for (at, w) in w.iter_mut().enumerate() {
+                        let channel = if depthwise {
+                            at % geometry.output_channels
+                        } else {
+                            at / (geometry.patch() * per_group) * per_group + at % per_group
+                        };
+                        *w *= scale[channel];
+                    }
+                    bias.resize(geometry.output_channels, 0.0);
+                    bias.iter_mut().zip(scale.iter().zip(&shift)).for_each(|(b, (s, t))| *b = *b * s + t);
+                    layer(w, bias)
+                }))
+            }
         };
         let slot = self.layer(node, geometry.clone(), x, weights, 1.0, index, &mut y);
         self.place(y, slot, order);
@@ -589,6 +598,7 @@ impl<'a> Lowering<'a> {
         let weights = match weights {
             Packed::Floats(weights) => weights,
             Packed::Integers(weights) => return self.integer_layer(node, conv, x, weights, index, multiply_adds),
+            Packed::Kernels(weights) => return self.integer_conv(node, conv, x, weights, index, multiply_adds),
             Packed::InFile(InFile { file, index, rank, scale }, bias) => {
                 self.sites[index] = Some(SiteStep::in_file(conv, file, bias, rank, scale));
                 return self.step(node, StepKind::Site(index), vec![x], len, multiply_adds);

@@ -267,7 +267,7 @@ impl Plan {
 
 /// The prepared weights of the sites that a step holds.
 fn weights<'a>(sites: &'a [SiteWeights], of: &[Option<usize>; MAX_WEIGHTS]) -> Weights<'a> {
-    of.map(|site| site.map(|site| sites[site].weights()))
+    of.map(|site| site.map(|site| sites[site].held()))
 }
 
 /// What a buffer is for, while lifetimes are collected.

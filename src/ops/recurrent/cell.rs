@@ -2,14 +2,14 @@
 
 use super::{Cell, Recurrence};
 use crate::kernels::gemm::{Start, gemm, gemm_from};
-use crate::ops::conv::ConvWeights;
 
 /// What a step works with besides the state: the recurrent weight, and what belongs to its direction.
 pub(super) struct Around<'a> {
     pub(super) recurrence: &'a Recurrence,
     pub(super) direction: usize,
     pub(super) batch: usize,
-    pub(super) r: &'a ConvWeights,
+    /// Forward as `r`, on the way back its transpose.
+    pub(super) r: &'a [f32],
     /// Bias of the recurrent product of a GRU with `linear_before_reset`, else empty.
     pub(super) product_bias: &'a [f32],
     /// Peepholes i, o, f, each `[hidden]`; or empty.
@@ -36,12 +36,12 @@ impl Around<'_> {
         let (functions, clip) = (&self.recurrence.functions[self.direction], self.recurrence.clip);
         match self.recurrence.cell {
             Cell::Rnn => {
-                gemm(self.batch, n, n, hidden, n, 1, &self.r.w, n, gates, n);
+                gemm(self.batch, n, n, hidden, n, 1, self.r, n, gates, n);
                 functions[0].apply(clip, gates);
                 hidden.copy_from_slice(gates);
             }
             Cell::Lstm { input_forget } => {
-                gemm(self.batch, 4 * n, n, hidden, n, 1, &self.r.w, 4 * n, gates, 4 * n);
+                gemm(self.batch, 4 * n, n, hidden, n, 1, self.r, 4 * n, gates, 4 * n);
                 let rows = gates.chunks_exact_mut(4 * n).zip(hidden.chunks_exact_mut(n).zip(cell.chunks_exact_mut(n)));
                 for (gates, (hidden, cell)) in rows {
                     let [input, output, forget, new] = quarters(gates, n);
@@ -70,9 +70,9 @@ impl Around<'_> {
             Cell::Gru { linear_before_reset } => {
                 if linear_before_reset {
                     let start = Start::Zero;
-                    gemm_from(start, self.batch, 3 * n, n, hidden, n, 1, &self.r.w, 3 * n, work, 3 * n);
+                    gemm_from(start, self.batch, 3 * n, n, hidden, n, 1, self.r, 3 * n, work, 3 * n);
                 } else {
-                    gemm(self.batch, 2 * n, n, hidden, n, 1, &self.r.w, 3 * n, gates, 3 * n);
+                    gemm(self.batch, 2 * n, n, hidden, n, 1, self.r, 3 * n, gates, 3 * n);
                 }
                 for (b, gates) in gates.chunks_exact_mut(3 * n).enumerate() {
                     let (update_reset, new) = gates.split_at_mut(2 * n);
@@ -92,7 +92,7 @@ impl Around<'_> {
                     }
                 }
                 if !linear_before_reset {
-                    let (r, new) = (&self.r.w[2 * n..], &mut gates[2 * n..]);
+                    let (r, new) = (&self.r[2 * n..], &mut gates[2 * n..]);
                     gemm(self.batch, n, n, work, n, 1, r, 3 * n, new, 3 * n);
                 }
                 for (gates, hidden) in gates.chunks_exact_mut(3 * n).zip(hidden.chunks_exact_mut(n)) {
@@ -123,7 +123,7 @@ impl Around<'_> {
             Cell::Rnn => {
                 dgates.copy_from_slice(dh);
                 functions[0].gradient(clip, state.gates, dgates);
-                gemm_from(Start::Zero, self.batch, n, n, dgates, n, 1, &self.r.wt, n, dh, n);
+                gemm_from(Start::Zero, self.batch, n, n, dgates, n, 1, self.r, n, dh, n);
             }
             Cell::Lstm { input_forget } => {
                 for b in 0..self.batch {
@@ -171,7 +171,7 @@ impl Around<'_> {
                         }
                     }
                 }
-                gemm_from(Start::Zero, self.batch, n, 4 * n, dgates, 4 * n, 1, &self.r.wt, n, dh, n);
+                gemm_from(Start::Zero, self.batch, n, 4 * n, dgates, 4 * n, 1, self.r, n, dh, n);
             }
             Cell::Gru { linear_before_reset } => {
                 for b in 0..self.batch {
@@ -198,7 +198,7 @@ impl Around<'_> {
                         functions[0].gradient(clip, reset, dreset);
                     }
                 }
-                let (r_gates, r_new) = self.r.wt.split_at(2 * n * n);
+                let (r_gates, r_new) = self.r.split_at(2 * n * n);
                 if linear_before_reset {
                     gemm(self.batch, n, n, dproduct, n, 1, r_new, n, dh, n);
                 } else {

@@ -188,7 +188,7 @@ impl Trained {
 
 fn handed(weights: &[ConvWeights]) -> Weights<'_> {
     let mut out = Weights::default();
-    out.iter_mut().zip(weights).for_each(|(o, w)| *o = Some(w));
+    out.iter_mut().zip(weights).for_each(|(o, w)| *o = Some(Held::Merged(w)));
     out
 }
 

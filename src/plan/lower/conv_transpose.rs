@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::Lowering;
 use crate::graph::{Node, NodeId, Window};
-use crate::lora::SiteStep;
+use crate::lora::{Adaptation, SiteStep};
 use crate::ops::conv::ConvWeights;
 use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::conv_transpose::{ConvTranspose, FrozenConvTranspose};
+use crate::ops::integer_conv::{FrozenIntegerTranspose, IntegerKernels};
 use crate::plan::program::{PlanError, StepKind};
 use crate::plan::value_order::channels_last;
 
@@ -37,6 +38,25 @@ impl Lowering<'_> {
             },
             None => Vec::new(),
         };
+        let index = self.adapted_as(id);
+        if let Some(matrix) = self.integer_kernels(&layer, &mirror, index) {
+            let weights = Arc::new(IntegerKernels { matrix, bias: Vec::new() });
+            let order = channels_last(self.shape(node.inputs[0]).len());
+            let x = self.want(node.inputs[0], &order)?;
+            let multiply_adds = mirror.multiply_adds();
+            let layer = ConvTranspose::new(mirror, bias);
+            let len = layer.output_len();
+            let kind = match index.map(|i| (i, self.adapted[i].1)) {
+                Some((index, Adaptation::LowRank { rank, scale })) => {
+                    self.sites[index] = Some(SiteStep::integer_transpose(layer, weights, rank, scale));
+                    StepKind::Site(index)
+                }
+                _ => StepKind::Op(Arc::new(FrozenIntegerTranspose { layer, weights })),
+            };
+            let slot = self.step(node, kind, vec![x], len, multiply_adds);
+            self.place(node.outputs[0], slot, order);
+            return Ok(());
+        }
         let graph = self.graph;
         let pack = || {
             let file = graph.values[layer.weight].values().unwrap_or_default();
@@ -53,7 +73,7 @@ impl Lowering<'_> {
         let multiply_adds = mirror.multiply_adds();
         let layer = ConvTranspose::new(mirror, bias);
         let len = layer.output_len();
-        let kind = match self.adapted_as(id) {
+        let kind = match index {
             Some(index) => {
                 self.sites[index] = Some(SiteStep::transposed(layer, weights, self.adapted[index].1));
                 StepKind::Site(index)

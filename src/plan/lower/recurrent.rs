@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::Lowering;
 use crate::graph::{Layout, Node, NodeId, RecurrentLayer, ValueId};
-use crate::lora::SiteStep;
+use crate::lora::{Adaptation, SiteStep};
 use crate::ops::conv::Conv;
 use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::movement::Slice;
-use crate::ops::recurrent::{Initial, Recurrent, Tensors};
+use crate::ops::recurrent::{Initial, IntegerTensors, Recurrent, Tensors};
 use crate::ops::unary::Activation;
 use crate::ops::{MAX_WEIGHTS, Operator};
 use crate::plan::program::{PlanError, StepKind};
@@ -43,9 +43,7 @@ impl<'a> Lowering<'a> {
                 }
             };
         }
-        let (w, r) = (constant(Some(RecurrentLayer::W)), constant(Some(RecurrentLayer::R)));
         let (bias, peepholes) = (constant(layer.bias), constant(layer.peepholes));
-        let tensors = Tensors { w: &w, r: &r, bias: &bias, peepholes: &peepholes };
         let read = |value: &ValueId| *value == self.output || graph.consumers(*value).next().is_some();
         let outputs = layer.outputs.map(|at| at.map(|at| node.outputs[at]).filter(read));
         let last = outputs[1..].iter().any(Option::is_some);
@@ -58,16 +56,33 @@ impl<'a> Lowering<'a> {
                 .position(|(s, _)| s.node == graph.original(id) && s.weight == weight && s.layout == layout)
         });
         let recurrence = layer.recurrence.clone();
+        let integers: IntegerTensors = [RecurrentLayer::W, RecurrentLayer::R].map(|at| {
+            let own = sites.iter().skip(at - RecurrentLayer::W).step_by(2).flatten();
+            self.integer_rows(node.inputs[at], own)
+        });
+        let [w, r] = [(&integers[0], RecurrentLayer::W), (&integers[1], RecurrentLayer::R)]
+            .map(|(held, at)| if held.is_some() { Arc::default() } else { constant(Some(at)) });
+        let rank = sites.iter().flatten().map(|site| match self.adapted[*site].1 {
+            Adaptation::LowRank { rank, .. } if integers.iter().any(Option::is_some) => rank,
+            _ => 0,
+        });
+        let rank = rank.max().unwrap_or(0);
+        let tensors = Tensors { w: &w, r: &r, bias: &bias, peepholes: &peepholes };
         let op = Recurrent::new(recurrence, steps, batch, inputs, &tensors, !self.adapted.is_empty())
+            .with_integers(&integers)
+            .with_rank(rank)
             .with_initial(initial)
             .with_last(last)
             .with_trained(sites.map(|site| site.is_some()));
         for (slot, site) in sites.iter().enumerate() {
-            if let (Some(site), Some(weight)) = (site, op.weight(slot)) {
+            if let Some(site) = site {
                 let (bound, adaptation) = &self.adapted[*site];
                 let geometry = ConvGeometry::dense(steps * batch, bound.inputs, bound.outputs);
                 let conv = Conv { geometry, activation: Activation::None, output_kept: false };
-                self.sites[*site] = Some(SiteStep::held(conv, weight.clone(), *adaptation));
+                self.sites[*site] = match (op.weight(slot), *adaptation) {
+                    (None, Adaptation::LowRank { rank, scale }) => Some(SiteStep::held_integers(conv, rank, scale)),
+                    (weight, adaptation) => Some(SiteStep::held(conv, weight.unwrap_or_default(), adaptation)),
+                };
             }
         }
 

@@ -6,7 +6,7 @@ use super::super::program::{PlanError, SlotId, StepKind};
 use super::super::value_order::{Order, permuted, physical, position, row_major};
 use super::{Lowering, leading_ones, without};
 use crate::graph::{Indexing, Node, NodeId, Op, ValueId};
-use crate::lora::SiteStep;
+use crate::lora::{Adaptation, SiteStep};
 use crate::ops::conv::{Conv, ConvWeights};
 use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::cumulative::CumSum;
@@ -66,8 +66,32 @@ impl Lowering<'_> {
 
     /// An adapted embedding; false for another node.
     pub(super) fn embedding(&mut self, id: NodeId, node: &Node) -> Result<bool, PlanError> {
-        let Op::Gather(Indexing::Axis(_)) = &node.op else { return Ok(false) };
-        let Some(site) = self.adapted_as(id) else { return Ok(false) };
+        let Op::Gather(Indexing::Axis(axis)) = &node.op else { return Ok(false) };
+        let index = self.adapted_as(id);
+        let integers = if *axis == 0 { self.integer_rows(node.inputs[0], index.iter()) } else { None };
+        if let Some(matrix) = integers.filter(|m| m.rows() == self.shape(node.inputs[0])[0]) {
+            let indices = node.inputs[1];
+            let x = self.want(indices, &row_major(self.shape(indices).len()))?;
+            let (rows, width) = (matrix.rows(), matrix.columns());
+            let op = Embedding::of_integers(self.graph.values[indices].len(), matrix);
+            let len = op.output_len();
+            let mut sites = [None; MAX_WEIGHTS];
+            sites[0] = index;
+            let kind = match index.map(|i| (i, self.adapted[i].1)) {
+                Some((index, Adaptation::LowRank { rank, scale })) => {
+                    let geometry = ConvGeometry::dense(0, rows, width);
+                    let conv = Conv { geometry, activation: Activation::None, output_kept: false };
+                    self.sites[index] = Some(SiteStep::held_integers(conv, rank, scale));
+                    StepKind::Weighted(Arc::new(op), sites)
+                }
+                _ => StepKind::Op(Arc::new(op)),
+            };
+            let slot = self.step(node, kind, vec![x], len, 0);
+            let y = node.outputs[0];
+            self.place(y, slot, row_major(self.shape(y).len()));
+            return Ok(true);
+        }
+        let Some(site) = index else { return Ok(false) };
         let (indices, y) = (node.inputs[1], node.outputs[0]);
         let (bound, adaptation) = &self.adapted[site];
         let weight = self.constant(node.inputs[0]).unwrap_or_default().to_vec();
