@@ -3,13 +3,9 @@
 use std::sync::Arc;
 
 use super::Lowering;
-use crate::graph::{Layout, Node, NodeId, RecurrentLayer, ValueId};
-use crate::lora::SiteStep;
-use crate::ops::conv::Conv;
-use crate::ops::conv_geometry::ConvGeometry;
+use crate::graph::{Layout, Node, NodeId, RecurrentLayer, Site, ValueId};
 use crate::ops::movement::Slice;
 use crate::ops::recurrent::{Initial, Recurrent, Tensors};
-use crate::ops::unary::Activation;
 use crate::ops::{MAX_WEIGHTS, Operator};
 use crate::plan::program::{PlanError, StepKind};
 use crate::plan::value_order::{Order, permuted, physical, row_major};
@@ -53,9 +49,8 @@ impl<'a> Lowering<'a> {
         let sites: [Option<usize>; MAX_WEIGHTS] = std::array::from_fn(|slot| {
             let weight = node.inputs[if slot.is_multiple_of(2) { RecurrentLayer::W } else { RecurrentLayer::R }];
             let layout = Layout::Stacked { part: slot / 2 };
-            self.adapted
-                .iter()
-                .position(|(s, _)| s.node == graph.original(id) && s.weight == weight && s.layout == layout)
+            let is = |s: &Site| s.node == graph.original(id) && s.weight == weight && s.layout == layout;
+            self.adapted.iter().position(|(s, _)| is(s)).or_else(|| self.shared.iter().position(is))
         });
         let recurrence = layer.recurrence.clone();
         let op = Recurrent::new(recurrence, steps, batch, inputs, &tensors, !self.adapted.is_empty())
@@ -64,10 +59,7 @@ impl<'a> Lowering<'a> {
             .with_trained(sites.map(|site| site.is_some()));
         for (slot, site) in sites.iter().enumerate() {
             if let (Some(site), Some(weight)) = (site, op.weight(slot)) {
-                let (bound, adaptation) = &self.adapted[*site];
-                let geometry = ConvGeometry::dense(steps * batch, bound.inputs, bound.outputs);
-                let conv = Conv { geometry, activation: Activation::None, output_kept: false };
-                self.sites[*site] = Some(SiteStep::held(conv, weight.clone(), *adaptation));
+                self.hold(*site, steps * batch, weight.clone());
             }
         }
 

@@ -6,9 +6,7 @@ use super::super::program::{PlanError, SlotId, StepKind};
 use super::super::value_order::{Order, permuted, physical, position, row_major};
 use super::{Lowering, leading_ones, without};
 use crate::graph::{Indexing, Node, NodeId, Op, ValueId};
-use crate::lora::SiteStep;
-use crate::ops::conv::{Conv, ConvWeights};
-use crate::ops::conv_geometry::ConvGeometry;
+use crate::ops::conv::ConvWeights;
 use crate::ops::cumulative::CumSum;
 use crate::ops::embedding::Embedding;
 use crate::ops::fold::Fold;
@@ -16,7 +14,6 @@ use crate::ops::function::Function;
 use crate::ops::index::{Gather, Places, Scatter};
 use crate::ops::repeat::Repeat;
 use crate::ops::select::Select;
-use crate::ops::unary::Activation;
 use crate::ops::{MAX_WEIGHTS, Operator};
 
 impl Lowering<'_> {
@@ -67,16 +64,14 @@ impl Lowering<'_> {
     /// An adapted embedding; false for another node.
     pub(super) fn embedding(&mut self, id: NodeId, node: &Node) -> Result<bool, PlanError> {
         let Op::Gather(Indexing::Axis(_)) = &node.op else { return Ok(false) };
-        let Some(site) = self.adapted_as(id) else { return Ok(false) };
+        let shared = || self.sharing(id, None).map(|sharing| sharing.index);
+        let Some(site) = self.adapted_as(id).or_else(shared) else { return Ok(false) };
         let (indices, y) = (node.inputs[1], node.outputs[0]);
-        let (bound, adaptation) = &self.adapted[site];
         let weight = self.constant(node.inputs[0]).unwrap_or_default().to_vec();
         let weight = Arc::new(ConvWeights { w: weight, ..ConvWeights::default() });
         // No positions: a look-up multiplies nothing.
-        let geometry = ConvGeometry::dense(0, bound.inputs, bound.outputs);
-        let conv = Conv { geometry, activation: Activation::None, output_kept: false };
-        self.sites[site] = Some(SiteStep::held(conv, weight.clone(), *adaptation));
-        let op = Embedding::new(bound.inputs, bound.outputs, self.graph.values[indices].len(), weight);
+        let (inputs, outputs) = self.hold(site, 0, weight.clone());
+        let op = Embedding::new(inputs, outputs, self.graph.values[indices].len(), weight);
         let x = self.want(indices, &row_major(self.shape(indices).len()))?;
         let len = op.output_len();
         let mut sites = [None; MAX_WEIGHTS];
