@@ -65,5 +65,5 @@ pub use lora::{Adapter, AdapterSpec};
 pub use manifest::Manifest;
 pub use model::{MergedStage, Model, ModelError, ModelOptions};
 pub use ndarray;
-pub use session::Session;
+pub use session::{Base, Session};
 pub use train::{CacheFormat, CacheOptions, Cached, Evaluation, Examples, Splits, TrainConfig, Trainer};

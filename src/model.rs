@@ -14,7 +14,7 @@ use crate::lora::{Adapter, AdapterError, AdapterSpec, StageBase};
 use crate::manifest::{Manifest, ManifestError};
 use crate::onnx::OnnxError;
 use crate::plan::PlanError;
-use crate::session::Session;
+use crate::session::{Base, Session};
 use crate::source::{Dataset, Sample, SourceError};
 use crate::train::{Examples, TrainError, Trainer};
 
@@ -61,6 +61,9 @@ pub enum ModelError {
          use it as it is, with --adapter"
     )]
     ChainHead,
+    /// An adapter whose classes are not those of the base that it is to share.
+    #[error("the adapter has classes of its own: make a base for it with `Model::for_adapter` and `Model::base`")]
+    OtherClasses,
     /// The front end.
     #[error(transparent)]
     Feature(#[from] FeatureError),
@@ -566,21 +569,33 @@ impl Model {
     /// An adapter of another base.
     pub fn session(&self, adapter: Option<&Adapter>) -> Result<Session, ModelError> {
         let Some(adapter) = adapter else {
-            return Ok(Session::new(&self.graph, self.input, self.ending, None, true)?);
+            return Ok(Session::new(&self.graph, self.input, self.ending, None)?);
         };
         let model = self.for_adapter(adapter)?;
         let bound = Some((adapter, model.bind(adapter)?));
-        Ok(Session::new(&model.graph, model.input, model.ending, bound, true)?)
+        Ok(Session::new(&model.graph, model.input, model.ending, bound)?)
     }
 
-    /// Inference with the adapter's pairs beside the frozen weights, where many adapters serve one base.
+    /// The frozen model for many adapters, see [`Model::session_of`].
     ///
     /// # Errors
-    /// An adapter of another base.
-    pub fn session_unmerged(&self, adapter: &Adapter) -> Result<Session, ModelError> {
-        let model = self.for_adapter(adapter)?;
-        let sites = model.bind(adapter)?;
-        Ok(Session::new(&model.graph, model.input, model.ending, Some((adapter, sites)), false)?)
+    /// A network that cannot be planned.
+    pub fn base(&self) -> Result<Base, ModelError> {
+        Ok(Base::new(&self.graph, self.input, self.ending, self.sites())?)
+    }
+
+    /// Inference on `base`, which this model gave, with an adapter's factors beside the shared weights, or without:
+    /// cheap to make and to hold, a little slower a call than [`Model::session`]. An adapter with labels of its own wants the
+    /// base of [`Model::for_adapter`].
+    ///
+    /// # Errors
+    /// An adapter of another base or with other classes.
+    pub fn session_of(&self, base: &Base, adapter: Option<&Adapter>) -> Result<Session, ModelError> {
+        let Some(adapter) = adapter else { return Ok(base.session(None)) };
+        if adapter.head != self.head {
+            return Err(ModelError::OtherClasses);
+        }
+        Ok(base.session(Some((adapter, self.bind(adapter)?))))
     }
 
     /// The index of a label in the order of the scores.

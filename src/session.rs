@@ -1,28 +1,110 @@
-//! Inference: one plan, one adapter merged in memory, any number of threads.
+//! Inference: one plan, one adapter, any number of threads.
+//!
+//! A [`Session`] of its own has the adapter merged into its weights. Sessions of one [`Base`] share plan, packed weights and arenas, and bring
+//! only the factors of their adapter: one for each user, chosen with each call.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ndarray::{Array1, ArrayView, Dimension};
 
 use crate::graph::{Ending, Graph, Site, ValueId};
-use crate::lora::{Adapter, SiteWeights};
+use crate::lora::{Adapter, SharedLayer, SiteWeights};
 use crate::plan::{Arena, Plan, PlanError, Program};
 use crate::train::{Evaluation, Examples, Loss, TrainError};
 
-/// A model that answers. `Send + Sync`: calls from several threads each get an arena of their own.
+/// A plan with arenas for those who run it.
 #[derive(Debug)]
-pub struct Session {
+struct Network {
     plan: Plan,
-    weights: Vec<SiteWeights>,
     ending: Ending,
-    input_shape: Vec<usize>,
     classes: usize,
     arenas: Mutex<Vec<Arena>>,
 }
 
+impl Network {
+    fn new(graph: &Graph, ending: Ending, program: &Program) -> Result<Self, PlanError> {
+        let plan = Plan::new(program, &[program.input], &[program.output], false)?;
+        Ok(Self { plan, ending, classes: graph.values[ending.logits].len(), arenas: Mutex::new(Vec::new()) })
+    }
+
+    fn arenas(&self) -> MutexGuard<'_, Vec<Arena>> {
+        self.arenas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs on one input and hands the logits to `read`.
+    fn run<T>(&self, weights: &[SiteWeights], input: &[f32], read: impl FnOnce(&[f32]) -> T) -> Result<T, TrainError> {
+        if input.len() != self.plan.input_len() {
+            return Err(TrainError::Length { expected: self.plan.input_len(), found: input.len() });
+        }
+        let spare = self.arenas().pop();
+        let mut arena = spare.unwrap_or_else(|| Arena::new(self.plan.arena_len()));
+        let result = self.plan.forward(weights, &mut arena, input);
+        let read = read(self.plan.output(&arena, 0));
+        self.arenas().push(arena);
+        result?;
+        Ok(read)
+    }
+}
+
+/// What a call runs: never changed, only exchanged as a whole.
+#[derive(Debug)]
+struct Current {
+    network: Arc<Network>,
+    weights: Vec<SiteWeights>,
+    /// Multiply-adds that the adapter adds to those of the plan.
+    added: u64,
+}
+
+/// A frozen base that many adapters share: the plan and its packed weights are in memory once. See [`crate::Model::base`].
+///
+/// The plan has every layer that any adapter may change. An adapter that is loaded is its factors; a layer that it lacks runs frozen, at no cost.
+#[derive(Debug)]
+pub struct Base {
+    network: Arc<Network>,
+    sites: Vec<Site>,
+    layers: Vec<Arc<SharedLayer>>,
+    input_shape: Vec<usize>,
+}
+
+impl Base {
+    /// Plans inference with adapters that may change any of `sites`.
+    ///
+    /// # Errors
+    /// A network that cannot be planned.
+    pub fn new(graph: &Graph, input: ValueId, ending: Ending, sites: Vec<Site>) -> Result<Self, PlanError> {
+        let program = Program::shared(graph, input, ending.logits, &sites)?;
+        let layers = program.shared_layers().to_vec();
+        let network = Arc::new(Network::new(graph, ending, &program)?);
+        Ok(Self { network, sites, layers, input_shape: graph.values[input].shape.clone() })
+    }
+
+    /// A session with an adapter of this base, or with none; `adapter` comes with its sites in order, see
+    /// [`Adapter::bind`]. Sites that the base was not planned with are left out.
+    pub(crate) fn session(&self, adapter: Option<(&Adapter, Vec<Site>)>) -> Session {
+        let mut weights = vec![SiteWeights::default(); self.sites.len()];
+        let mut added = 0;
+        if let Some((adapter, bound)) = adapter {
+            for (site, of_adapter) in bound.iter().zip(&adapter.sites) {
+                let Some(index) = self.sites.iter().position(|own| own.key == site.key) else { continue };
+                weights[index] = self.layers[index].load(site, &of_adapter.delta);
+                added += self.layers[index].added_multiply_adds(&weights[index]);
+            }
+        }
+        Session::of(Current { network: self.network.clone(), weights, added }, self.input_shape.clone())
+    }
+}
+
+/// A model that answers. `Send + Sync`: calls from several threads each get an arena of their own.
+#[derive(Debug)]
+pub struct Session {
+    current: RwLock<Arc<Current>>,
+    input_shape: Vec<usize>,
+    input_len: usize,
+    classes: usize,
+}
+
 impl Session {
-    /// Plans inference; `adapter` comes with its sites in order, see [`Adapter::bind`]. `merged` false keeps low-rank
-    /// pairs beside the frozen weights.
+    /// Plans inference with an adapter merged; it comes with its sites in order, see [`Adapter::bind`].
     ///
     /// # Errors
     /// A network that cannot be planned.
@@ -31,7 +113,6 @@ impl Session {
         input: ValueId,
         ending: Ending,
         adapter: Option<(&Adapter, Vec<Site>)>,
-        merged: bool,
     ) -> Result<Self, PlanError> {
         let adapted: Vec<_> = match &adapter {
             Some((adapter, sites)) => {
@@ -40,29 +121,54 @@ impl Session {
             None => Vec::new(),
         };
         let program = Program::new(graph, input, ending.logits, &adapted)?;
-        let plan = Plan::new(&program, &[program.input], &[program.output], false)?;
+        let network = Arc::new(Network::new(graph, ending, &program)?);
         let mut weights = Vec::new();
         if let Some((adapter, sites)) = &adapter {
             for ((step, site), bound) in program.sites().iter().zip(&adapter.sites).zip(sites) {
                 let mut params = vec![0.0; step.parameters()];
                 site.delta.to_parameters(bound, &mut params);
                 let mut prepared = step.weights();
-                if merged {
-                    step.prepare(&params, &mut prepared, false);
-                } else {
-                    step.prepare_unmerged(&params, &mut prepared);
-                }
+                step.prepare(&params, &mut prepared, false);
                 weights.push(prepared);
             }
         }
-        let classes = graph.values[ending.logits].len();
-        let input_shape = graph.values[input].shape.clone();
-        Ok(Self { plan, weights, ending, input_shape, classes, arenas: Mutex::new(Vec::new()) })
+        Ok(Self::of(Current { network, weights, added: 0 }, graph.values[input].shape.clone()))
+    }
+
+    fn of(current: Current, input_shape: Vec<usize>) -> Self {
+        let (input_len, classes) = (current.network.plan.input_len(), current.network.classes);
+        Self { current: RwLock::new(Arc::new(current)), input_shape, input_len, classes }
+    }
+
+    /// What a call that begins now runs.
+    fn current(&self) -> Arc<Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the adapter of another session, and gives it this one's. Other threads may call at any time: calls in flight end with the old adapter, later
+    /// ones begin with the new one, none sees a mixture. The old one is in `other` then, to be dropped where there is time.
+    ///
+    /// # Errors
+    /// A session with another input or another number of scores: callers could not read its answers.
+    pub fn swap(&self, other: &mut Self) -> Result<(), TrainError> {
+        let (expected, found) = (&self.input_shape, &other.input_shape);
+        if expected != found {
+            return Err(TrainError::Shape { expected: expected.clone(), found: found.clone() });
+        }
+        if self.classes != other.classes {
+            let (found, cure) =
+                (other.classes.to_string(), "a session of other classes cannot be swapped in: use it as it is");
+            return Err(TrainError::Setting { what: "number of scores", found, cure });
+        }
+        let theirs = other.current.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut *own, theirs);
+        Ok(())
     }
 
     /// Values of one input.
     pub fn input_len(&self) -> usize {
-        self.plan.input_len()
+        self.input_len
     }
 
     /// Shape of one input, batch 1 first.
@@ -77,12 +183,18 @@ impl Session {
 
     /// Bytes of the arena that a call needs.
     pub fn arena_bytes(&self) -> usize {
-        self.plan.arena_len() * size_of::<f32>()
+        self.current().network.plan.arena_len() * size_of::<f32>()
     }
 
     /// Multiply-adds of a call.
     pub fn multiply_adds(&self) -> u64 {
-        self.plan.multiply_adds()
+        let current = self.current();
+        current.network.plan.multiply_adds() + current.added
+    }
+
+    /// Bytes of the weights that this session has for itself: none of a base without an adapter.
+    pub fn own_bytes(&self) -> usize {
+        self.current().weights.iter().map(SiteWeights::bytes).sum()
     }
 
     /// Logits of one input (row-major, in the shape of the file, one sample).
@@ -90,28 +202,16 @@ impl Session {
     /// # Errors
     /// Another number of values than [`Session::input_len`]; an operator of the other engine that fails.
     pub fn logits(&self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
-        let mut logits = vec![0.0; self.classes];
-        self.logits_into(input, &mut logits)?;
-        Ok(logits)
+        let current = self.current();
+        current.network.run(&current.weights, input, |logits| logits.to_vec())
     }
 
-    /// [`Session::logits`] into `logits`. Nothing is allocated, but by the first call of each thread that calls at a time.
+    /// [`Session::logits`] into `logits`, `[classes]`: nothing is allocated from the second call of a thread on.
     ///
     /// # Errors
-    /// As [`Session::logits`]; another number of logits than [`Session::classes`].
+    /// As [`Session::logits`]; another length of `logits`.
     pub fn logits_into(&self, input: &[f32], logits: &mut [f32]) -> Result<(), TrainError> {
-        if input.len() != self.input_len() {
-            return Err(TrainError::Length { expected: self.input_len(), found: input.len() });
-        }
-        if logits.len() != self.classes {
-            return Err(TrainError::Scores { expected: self.classes, found: logits.len() });
-        }
-        let spare = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut arena = spare.unwrap_or_else(|| Arena::new(self.plan.arena_len()));
-        let result = self.plan.forward(&self.weights, &mut arena, input);
-        logits.copy_from_slice(self.plan.output(&arena, 0));
-        self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
-        Ok(result?)
+        self.answer(input, logits, |_, _| ())
     }
 
     /// Probabilities of one input, in the order of the labels (two of a one-score model).
@@ -119,8 +219,41 @@ impl Session {
     /// # Errors
     /// As [`Session::logits`].
     pub fn scores(&self, input: &[f32]) -> Result<Vec<f32>, TrainError> {
-        let scores = self.ending.scores(&self.logits(input)?);
-        Ok(if let [score] = scores[..] { vec![1.0 - score, score] } else { scores })
+        let mut scores = vec![0.0; self.classes.max(2)];
+        self.scores_into(input, &mut scores)?;
+        Ok(scores)
+    }
+
+    /// [`Session::scores`] into `scores`, one a label: nothing is allocated from the second call of a thread on.
+    ///
+    /// # Errors
+    /// As [`Session::logits_into`].
+    pub fn scores_into(&self, input: &[f32], scores: &mut [f32]) -> Result<(), TrainError> {
+        match scores {
+            [no, yes] if self.classes == 1 => {
+                self.answer(input, std::slice::from_mut(yes), Ending::to_scores)?;
+                *no = 1.0 - *yes;
+                Ok(())
+            }
+            _ => self.answer(input, scores, Ending::to_scores),
+        }
+    }
+
+    /// Writes the logits to `out`, then `finish` with the ending of the same model.
+    fn answer(
+        &self,
+        input: &[f32],
+        out: &mut [f32],
+        finish: impl FnOnce(Ending, &mut [f32]),
+    ) -> Result<(), TrainError> {
+        if out.len() != self.classes {
+            let (found, cure) = (out.len().to_string(), "give room for one value a score: `Session::classes`");
+            return Err(TrainError::Setting { what: "room for scores", found, cure });
+        }
+        let current = self.current();
+        current.network.run(&current.weights, input, |logits| out.copy_from_slice(logits))?;
+        finish(current.network.ending, out);
+        Ok(())
     }
 
     /// [`Session::scores`] of an array in the shape of the file's input, in any memory order; dimensions of 1, such as
@@ -165,7 +298,7 @@ mod tests {
 
     use crate::graph::{Element, Graph, Node, Op, Value};
     use crate::train::TrainError;
-    use crate::{Adapter, AdapterSpec, Evaluation, Examples, Model, Session, Trainer};
+    use crate::{Adapter, AdapterSpec, Base, Evaluation, Examples, Model, Session, Trainer};
 
     /// `[1, 4]` · weight → 3 scores.
     fn dense() -> Model {
@@ -221,6 +354,7 @@ mod tests {
         fn sent<T: Send>() {}
         shared::<Model>();
         shared::<Session>();
+        shared::<Base>();
         shared::<Adapter>();
         shared::<Examples>();
         sent::<Trainer>();

@@ -49,7 +49,8 @@ fn counted(model: &Model, threads: usize, options: &CacheOptions, steps: usize) 
         examples.push(&input, 0).unwrap();
     }
     let mut logits = vec![0.0; model.session(None).unwrap().classes()];
-    let sessions = [model.session(Some(&adapter)).unwrap(), model.session_unmerged(&adapter).unwrap()];
+    let base = model.base().unwrap();
+    let sessions = [model.session(Some(&adapter)).unwrap(), model.session_of(&base, Some(&adapter)).unwrap()];
     let inference = sessions.map(|session| {
         session.logits_into(examples.input(0, 0), &mut logits).unwrap();
         allocations(|| (0..6).for_each(|i| session.logits_into(examples.input(i, 0), &mut logits).unwrap()))

@@ -177,7 +177,8 @@ fn logits_are_those_of_the_stages_by_hand() {
     assert_eq!(keys, ["conv", "fc", "head/fc"]);
     let frozen = model.session(None).unwrap();
     let adapter = adapter(&model);
-    let (merged, beside) = (model.session(Some(&adapter)).unwrap(), model.session_unmerged(&adapter).unwrap());
+    let (merged, beside) =
+        (model.session(Some(&adapter)).unwrap(), model.session_of(&model.base().unwrap(), Some(&adapter)).unwrap());
     for seed in 0..5 {
         let x = clip(seed);
         for (session, weights) in

@@ -58,7 +58,7 @@ fn merged_files_compute_what_base_and_adapter_compute() {
         let found = logits(&recording, |x| alone.logits(x).unwrap());
         assert!(largest_error(&found, &expected) < TOLERANCE, "{}", recording.name);
 
-        let beside = model.session_unmerged(&start).unwrap();
+        let beside = model.session_of(&model.base().unwrap(), Some(&start)).unwrap();
         let found = logits(&recording, |x| beside.logits(x).unwrap());
         assert!(largest_error(&found, &expected) < TOLERANCE, "{}: unmerged", recording.name);
     }

@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let infer_ms = infer(model.session(None)?)?;
     let infer_merged_ms = infer(model.session(Some(&adapter))?)?;
-    let infer_unmerged_ms = infer(model.session_unmerged(&adapter)?)?;
+    let infer_unmerged_ms = infer(model.session_of(&model.base()?, Some(&adapter))?)?;
     let (step_ms, arena_bytes, trainable_parameters) = train(&model, adapter, args, args.steps)?;
     let outcome = Outcome {
         batch,

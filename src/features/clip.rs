@@ -111,7 +111,7 @@ impl Clip {
         Ok(window)
     }
 
-    fn level(&self, window: &mut [f32]) {
+    pub(super) fn level(&self, window: &mut [f32]) {
         let top = match self.normalise {
             Normalise::None => return,
             Normalise::Max => window.iter().fold(0.0f32, |top, &value| top.max(value)),

@@ -9,6 +9,7 @@ mod extractor;
 mod image;
 mod settings;
 mod spectrum;
+mod stream;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,7 @@ pub use extractor::Extractor;
 pub use image::{ChannelOrder, Fit, Image, Layout, PerChannel};
 pub(crate) use settings::nearest;
 pub use spectrum::{DctNorm, LogMel, LogMelBands, MelNorm, MelScale, Mfcc, SpectrumKind, Triangles, Window};
+pub use stream::Stream;
 
 use extractor::Stage;
 use image::Pixels;
@@ -148,6 +150,9 @@ pub enum FeatureError {
         /// What it said.
         problem: String,
     },
+    /// Windows that do not move.
+    #[error("a stream's windows are 0 samples apart: give a hop of 1 or more, such as a tenth of the rate")]
+    StreamHop,
     /// The clip could not be resampled.
     #[error(transparent)]
     Source(#[from] SourceError),

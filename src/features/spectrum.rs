@@ -260,6 +260,16 @@ pub(super) struct Spectrum {
     output: Output,
 }
 
+/// What a frame is worked out in.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    padded: Vec<f64>,
+    bins: Vec<Complex<f64>>,
+    fft: Vec<Complex<f64>>,
+    spectrum: Vec<f32>,
+    logs: Vec<f32>,
+}
+
 /// What a frame's logarithms become.
 enum Output {
     Scaled {
@@ -318,32 +328,59 @@ impl Spectrum {
         }
     }
 
+    /// Samples a frame.
+    pub(super) fn frame_samples(&self) -> usize {
+        self.window.len()
+    }
+
+    /// Samples from one frame to the next.
+    pub(super) fn hop_samples(&self) -> usize {
+        self.hop_samples
+    }
+
+    /// Room for [`Spectrum::frame`].
+    pub(super) fn scratch(&self) -> Scratch {
+        Scratch {
+            padded: self.fft.make_input_vec(),
+            bins: self.fft.make_output_vec(),
+            fft: self.fft.make_scratch_vec(),
+            spectrum: vec![0.0; self.bins.end],
+            logs: vec![0.0; self.bands.len()],
+        }
+    }
+
     /// `[frames, width]` of a window of samples; nothing is allocated a frame.
     pub(super) fn of(&self, samples: &[f32]) -> Result<Vec<f32>, FeatureError> {
         let frames = samples.windows(self.window.len()).step_by(self.hop_samples);
-        let mut features = Vec::with_capacity(frames.len() * self.width());
-        let mut padded = self.fft.make_input_vec();
-        let mut bins = self.fft.make_output_vec();
-        let mut scratch = self.fft.make_scratch_vec();
-        let mut spectrum = vec![0.0; self.bins.end];
-        let mut logs = vec![0.0; self.bands.len()];
-        for frame in frames {
-            let (weighted, zeros) = padded.split_at_mut(self.window.len());
-            for ((to, sample), weight) in weighted.iter_mut().zip(frame).zip(&self.window) {
-                *to = f64::from(*sample) * weight;
-            }
-            zeros.fill(0.0);
-            let done = self.fft.process_with_scratch(&mut padded, &mut bins, &mut scratch);
-            done.map_err(|error| FeatureError::Fft { problem: error.to_string() })?;
-            self.bands_of(&bins, &mut spectrum, &mut logs);
-            match &self.output {
-                Output::Scaled { scale, offset } => features.extend(logs.iter().map(|log| log * scale + offset)),
-                Output::Cepstrum { dct, .. } => {
-                    features.extend(dct.chunks_exact(logs.len()).map(|row| dot(row, &logs)))
-                }
-            }
+        let mut features = vec![0.0; frames.len() * self.width()];
+        let mut scratch = self.scratch();
+        for (frame, features) in frames.zip(features.chunks_exact_mut(self.width())) {
+            self.frame(frame, &mut scratch, features)?;
         }
         Ok(features)
+    }
+
+    /// `[width]` of a frame of samples.
+    pub(super) fn frame(&self, frame: &[f32], scratch: &mut Scratch, features: &mut [f32]) -> Result<(), FeatureError> {
+        let Scratch { padded, bins, fft, spectrum, logs } = scratch;
+        let (weighted, zeros) = padded.split_at_mut(self.window.len());
+        for ((to, sample), weight) in weighted.iter_mut().zip(frame).zip(&self.window) {
+            *to = f64::from(*sample) * weight;
+        }
+        zeros.fill(0.0);
+        let done = self.fft.process_with_scratch(padded, bins, fft);
+        done.map_err(|error| FeatureError::Fft { problem: error.to_string() })?;
+        self.bands_of(bins, spectrum, logs);
+        match &self.output {
+            Output::Scaled { scale, offset } => {
+                features.iter_mut().zip(logs).for_each(|(to, log)| *to = *log * scale + offset);
+            }
+            Output::Cepstrum { dct, .. } => {
+                let rows = dct.chunks_exact(logs.len());
+                features.iter_mut().zip(rows).for_each(|(to, row)| *to = dot(row, logs));
+            }
+        }
+        Ok(())
     }
 
     /// A frame's bins → the logarithms of its bands.

@@ -60,10 +60,17 @@ impl Ending {
 
     /// Turns logits into the scores that the file's output would give (probabilities where it ends so).
     pub fn scores(&self, logits: &[f32]) -> Vec<f32> {
+        let mut scores = logits.to_vec();
+        self.to_scores(&mut scores);
+        scores
+    }
+
+    /// [`Ending::scores`] in place.
+    pub(crate) fn to_scores(self, values: &mut [f32]) {
         match self.kind {
-            EndingKind::Sigmoid => logits.iter().map(|z| sigmoid(*z)).collect(),
-            EndingKind::Logits if logits.len() == 1 => logits.iter().map(|z| sigmoid(*z)).collect(),
-            _ => softmax(logits),
+            EndingKind::Sigmoid => values.iter_mut().for_each(|z| *z = sigmoid(*z)),
+            EndingKind::Logits if values.len() == 1 => values.iter_mut().for_each(|z| *z = sigmoid(*z)),
+            _ => softmax(values),
         }
     }
 }
@@ -78,9 +85,9 @@ pub(crate) fn sigmoid(z: f32) -> f32 {
     }
 }
 
-fn softmax(logits: &[f32]) -> Vec<f32> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exp: Vec<f32> = logits.iter().map(|z| (z - max).exp()).collect();
-    let sum: f32 = exp.iter().sum();
-    exp.iter().map(|e| e / sum).collect()
+fn softmax(values: &mut [f32]) {
+    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    values.iter_mut().for_each(|z| *z = (*z - max).exp());
+    let sum: f32 = values.iter().sum();
+    values.iter_mut().for_each(|e| *e /= sum);
 }

@@ -13,8 +13,10 @@ mod adapter;
 mod folder;
 mod integers;
 pub mod merge;
+mod shared;
 mod step;
 
 pub use adapter::{Adapter, AdapterSite, AdapterSpec, Delta, StageBase};
 pub use folder::{AdapterError, load, read, read_peft, write, write_whole};
+pub use shared::{Folded, SharedLayer, SharedWeights};
 pub use step::{Adaptation, SiteStep, SiteWeights};

@@ -59,12 +59,11 @@ pub struct SiteStep {
 /// Weights of a site for the parameters of this step.
 #[derive(Clone, Debug, Default)]
 pub struct SiteWeights {
-    weights: ConvWeights,
-    factors: Factors,
-    scratch: Vec<f32>,
-    unmerged: bool,
+    pub(super) weights: ConvWeights,
+    pub(super) factors: Factors,
+    pub(super) scratch: Vec<f32>,
     /// Of a weight in integers that a step holds: what is merged by that step.
-    pair: Option<Beside>,
+    pub(super) pair: Option<Beside>,
 }
 
 impl SiteWeights {
@@ -74,6 +73,13 @@ impl SiteWeights {
             Some(pair) => Held::Pair(pair),
             None => Held::Merged(&self.weights),
         }
+    }
+
+    /// Bytes of all values.
+    pub fn bytes(&self) -> usize {
+        let ConvWeights { w, wt, bias } = &self.weights;
+        let all = [w, wt, bias, &self.factors.a_t, &self.factors.b, &self.scratch];
+        all.map(Vec::len).iter().sum::<usize>() * size_of::<f32>()
     }
 }
 
@@ -377,18 +383,6 @@ impl SiteStep {
         }
     }
 
-    /// Prepares `out` for inference with the pair beside the frozen weight, `y = W·x + s·B·(A·x)`: cheap to change, a
-    /// little more work a call. Only low-rank pairs of layers that run by themselves have this form; a transposed
-    /// convolution is merged.
-    pub fn prepare_unmerged(&self, params: &[f32], out: &mut SiteWeights) {
-        self.prepare(params, out, true);
-        let alone = !self.held && self.transposed.is_none() && self.beside.is_none();
-        if let (Adaptation::LowRank { .. }, true) = (self.adaptation, alone) {
-            self.restore(&mut out.weights.w);
-            out.unmerged = true;
-        }
-    }
-
     /// y = layer(x) with the prepared weights.
     pub fn forward(&self, site: &SiteWeights, x: &[f32], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
         if let Some(beside) = &self.beside {
@@ -397,13 +391,6 @@ impl SiteStep {
             if !saved.is_empty() {
                 self.conv.activation.save_mask(y, saved);
             }
-            return;
-        }
-        if let (true, Adaptation::LowRank { rank, .. }) = (site.unmerged, self.adaptation) {
-            self.plain.forward(&site.weights, x, y, &mut [], work);
-            // `prepare` left B·scale in the scratch values.
-            self.plain.low_rank_forward(&site.factors.a_t, &site.scratch, rank, x, y, work);
-            self.conv.activation.apply(y);
             return;
         }
         if let Some(layer) = &self.transposed {

@@ -253,6 +253,49 @@ impl Conv {
         }
     }
 
+    /// Scratch values for [`Conv::forward_beside`] with ranks up to `rank`.
+    pub fn beside_work(&self, rank: usize) -> usize {
+        self.work() + self.chunk() * rank / self.geometry.groups
+    }
+
+    /// y = act(bias + W * x + (patch(x)·Aᵀ)·Bᵀ), `factors` packed: Aᵀ `[groups][patch, rank / groups]` and Bᵀ
+    /// `[groups][rank / groups, group_outputs]`. Without `weights`, y holds the first two terms.
+    pub fn forward_beside(
+        &self,
+        weights: Option<&ConvWeights>,
+        factors: &Factors,
+        rank: usize,
+        x: &[f32],
+        y: &mut [f32],
+        work: &mut [f32],
+    ) {
+        let g = &self.geometry;
+        let (patch, outputs) = (g.patch(), g.group_outputs());
+        let rank = rank / g.groups;
+        let clamp = self.activation.bounds();
+        let (h, work) = work.split_at_mut(self.chunk() * rank);
+        for group in 0..g.groups {
+            let a_t = &factors.a_t[group * patch * rank..][..patch * rank];
+            let bt = &factors.b[group * rank * outputs..][..rank * outputs];
+            for range in chunks(g.positions(), self.chunk()) {
+                let rows = range.len();
+                let y = &mut y[range.start * g.output_channels + group * outputs..];
+                let patches = self.patches(x, group, range, work);
+                if let Some(weights) = weights {
+                    let w = &weights.w[group * patch * outputs..][..patch * outputs];
+                    let start = match weights.bias.get(group * outputs..(group + 1) * outputs) {
+                        Some(bias) => Start::Bias(bias),
+                        None => Start::Zero,
+                    };
+                    gemm_packed(start, rows, outputs, patch, patches, w, y, g.output_channels, None);
+                }
+                gemm_packed(Start::Zero, rows, rank, patch, patches, a_t, h, rank, None);
+                let h = Matrix { values: h, rows: Walk::even(rank), columns: Walk::even(1) };
+                gemm_packed(Start::Add, rows, outputs, rank, h, bt, y, g.output_channels, clamp);
+            }
+        }
+    }
+
     /// dy becomes dz: zero where the activation is flat.
     pub fn activation_gradient(&self, y: &[f32], saved: &[f32], dy: &mut [f32]) {
         if !matches!(self.activation, Activation::None) {

@@ -10,15 +10,17 @@ mod quantise;
 mod recurrent;
 mod resize;
 mod select;
+mod shared;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use self::integers::{InFile, Packed};
+use self::shared::Sharing;
 use super::program::{MaskedOp, PlanError, Program, SlotId, Step, StepKind};
 use super::value_order::{Order, channels_last, permuted, physical, position, reshaped, row_major, same};
 use crate::graph::{Graph, Node, NodeId, Op, Site, SiteKind, ValueId, Window};
-use crate::lora::{Adaptation, SiteStep};
+use crate::lora::{Adaptation, Folded, SharedLayer, SharedWeights, SiteStep};
 use crate::ops::Operator;
 use crate::ops::batch_norm::{Affine, fold};
 use crate::ops::binary::{Binary, BinaryKind};
@@ -46,6 +48,9 @@ pub(super) struct Lowering<'a> {
     slots: Vec<usize>,
     steps: Vec<Step>,
     sites: Vec<Option<SiteStep>>,
+    /// Layers whose adapter comes with the call.
+    shared: &'a [Site],
+    shared_layers: Vec<Option<Arc<SharedLayer>>>,
     /// Packed weights by node, and by whether the layer behind is folded in: the copies of a node share them.
     packed: HashMap<(NodeId, bool), Arc<ConvWeights>>,
     placed: Vec<Option<Placed>>,
@@ -63,6 +68,8 @@ impl<'a> Lowering<'a> {
             slots: Vec::new(),
             steps: Vec::new(),
             sites: vec![None; adapted.len()],
+            shared: &[],
+            shared_layers: Vec::new(),
             packed: HashMap::new(),
             placed: vec![None; graph.values.len()],
             permuted: HashMap::new(),
@@ -89,8 +96,9 @@ impl<'a> Lowering<'a> {
         let output = self.want(output, &row_major(graph.values[output].shape.len()))?;
         let channels = self.channels();
         let sites = self.sites.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
+        let shared = self.shared_layers.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
         let (slots, steps, whole) = (self.slots, self.steps, self.whole);
-        Ok(Program { slots, steps, sites, channels, whole, input: input_slot, output })
+        Ok(Program { slots, steps, sites, shared, channels, whole, input: input_slot, output })
     }
 
     /// The innermost dimension of each slot, of the first value that stands there; of a slot without one, all of it.
@@ -506,7 +514,8 @@ impl<'a> Lowering<'a> {
             && let Some(next) = self.next(y)
             && let Op::BatchNormalization { epsilon } = self.graph.nodes[next].op
         {
-            folded = Some(self.batch_norm(&self.graph.nodes[next], epsilon)?);
+            let (scale, shift) = self.batch_norm(&self.graph.nodes[next], epsilon)?;
+            folded = Some(Arc::new(Folded { scale, shift }));
             self.fused[next] = true;
             y = self.graph.nodes[next].outputs[0];
         }
@@ -533,7 +542,7 @@ impl<'a> Lowering<'a> {
                             ConvWeights::new(&geometry, &w, bias)
                         }
                     };
-                    let Some((scale, shift)) = folded else { return layer(w, bias) };
+                    let Some(Folded { scale, shift }) = folded.as_deref() else { return layer(w, bias) };
                     let per_group = geometry.group_outputs();
                     for (at, w) in w.iter_mut().enumerate() {
                         let channel = if depthwise {
@@ -544,12 +553,13 @@ impl<'a> Lowering<'a> {
                         *w *= scale[channel];
                     }
                     bias.resize(geometry.output_channels, 0.0);
-                    bias.iter_mut().zip(scale.iter().zip(&shift)).for_each(|(b, (s, t))| *b = *b * s + t);
+                    bias.iter_mut().zip(scale.iter().zip(shift)).for_each(|(b, (s, t))| *b = *b * s + t);
                     layer(w, bias)
                 }))
             }
         };
-        let slot = self.layer(node, geometry.clone(), x, weights, 1.0, index, &mut y);
+        let sharing = self.sharing(id, folded);
+        let slot = self.layer(node, geometry.clone(), x, weights, 1.0, index, sharing, &mut y);
         self.place(y, slot, order);
         Ok(())
     }
@@ -588,6 +598,7 @@ impl<'a> Lowering<'a> {
         weights: Packed,
         weight_scale: f32,
         index: Option<usize>,
+        sharing: Option<Sharing>,
         y: &mut ValueId,
     ) -> SlotId {
         let (activation, written) = self.fuse_activation(*y);
@@ -595,11 +606,20 @@ impl<'a> Lowering<'a> {
         let (len, multiply_adds) = (geometry.output_len(), geometry.multiply_adds());
         let depthwise = geometry.is_depthwise();
         let conv = Conv { geometry, activation, output_kept: false };
-        let weights = match weights {
-            Packed::Floats(weights) => weights,
-            Packed::Integers(weights) => return self.integer_layer(node, conv, x, weights, index, multiply_adds),
-            Packed::Kernels(weights) => return self.integer_conv(node, conv, x, weights, index, multiply_adds),
-            Packed::InFile(InFile { file, index, rank, scale }, bias) => {
+        let weights = match (weights, sharing) {
+            (Packed::Floats(weights), Some(sharing)) => {
+                let kind = if depthwise { SharedWeights::Depthwise } else { SharedWeights::Floats };
+                return self.shared_layer(node, conv, x, kind(weights), weight_scale, sharing);
+            }
+            (Packed::Integers(weights), Some(sharing)) => {
+                return self.shared_layer(node, conv, x, SharedWeights::Integers(weights), weight_scale, sharing);
+            }
+            (Packed::Floats(weights), None) => weights,
+            (Packed::Integers(weights), None) => {
+                return self.integer_layer(node, conv, x, weights, index, multiply_adds);
+            }
+            (Packed::Kernels(weights), _) => return self.integer_conv(node, conv, x, weights, index, multiply_adds),
+            (Packed::InFile(InFile { file, index, rank, scale }, bias), _) => {
                 self.sites[index] = Some(SiteStep::in_file(conv, file, bias, rank, scale));
                 return self.step(node, StepKind::Site(index), vec![x], len, multiply_adds);
             }
@@ -685,13 +705,14 @@ impl<'a> Lowering<'a> {
             _ if rank == 1 => row_major(self.shape(y).len()),
             _ => order,
         };
+        let sharing = self.sharing(id, None);
         if let Some((c, beta)) = rest {
             // The plan must not fuse the activation before the term is added.
-            let product = self.layer_plain(node, geometry, x, weights, alpha, index);
+            let product = self.layer_plain(node, geometry, x, weights, alpha, index, sharing);
             let slot = self.add_scaled(node, product, &row_major(2), c, beta, y)?;
             self.place(y, slot, row_major(2));
         } else {
-            let slot = self.layer(node, geometry, x, weights, alpha, index, &mut y);
+            let slot = self.layer(node, geometry, x, weights, alpha, index, sharing, &mut y);
             self.place(y, slot, order);
         }
         Ok(true)
@@ -705,9 +726,10 @@ impl<'a> Lowering<'a> {
         weights: Packed,
         weight_scale: f32,
         index: Option<usize>,
+        sharing: Option<Sharing>,
     ) -> SlotId {
         let mut asked = self.output;
-        self.layer(node, geometry, x, weights, weight_scale, index, &mut asked)
+        self.layer(node, geometry, x, weights, weight_scale, index, sharing, &mut asked)
     }
 
     /// `product + beta · c` in `order`, with the shape of value `y`.

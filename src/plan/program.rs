@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::lower::Lowering;
 use crate::graph::{Foreign, Graph, Site, ValueId};
-use crate::lora::{Adaptation, SiteStep};
+use crate::lora::{Adaptation, SharedLayer, SiteStep};
 use crate::ops::{Keeps, MAX_WEIGHTS, Operator, Weighted};
 
 /// Index of a buffer of a [`Program`].
@@ -80,6 +80,8 @@ pub(crate) enum StepKind {
     Masked(MaskedOp),
     /// Adapted layer of that index.
     Site(usize),
+    /// Frozen layer that adapters share, at that index of the shared sites.
+    Shared(usize, Arc<SharedLayer>),
     /// An operator with several weights, of which those are adapted that have the index of a site.
     Weighted(Arc<dyn Weighted>, [Option<usize>; MAX_WEIGHTS]),
     Foreign(Arc<dyn Foreign>),
@@ -88,7 +90,7 @@ pub(crate) enum StepKind {
 impl StepKind {
     /// Whether an adapter changes what it computes.
     pub(crate) fn is_adapted(&self) -> bool {
-        matches!(self, Self::Site(_) | Self::Weighted(..))
+        matches!(self, Self::Site(_) | Self::Shared(..) | Self::Weighted(..))
     }
 }
 
@@ -120,6 +122,7 @@ pub struct Program {
     pub(crate) sites: Vec<SiteStep>,
     /// Size of the innermost dimension of each slot: its channels or features, where it has such.
     pub(crate) channels: Vec<usize>,
+    pub(crate) shared: Vec<Arc<SharedLayer>>,
     /// Slots of whole numbers and truth values, which no gradient passes.
     pub(crate) whole: Vec<SlotId>,
     /// Slot of the model input.
@@ -140,6 +143,20 @@ impl Program {
         sites: &[(Site, Adaptation)],
     ) -> Result<Self, PlanError> {
         Lowering::new(graph, sites).run(input, output)
+    }
+
+    /// [`Program::new`] for inference with adapters that come with the call: `sites` are the layers that any of them may
+    /// change, all frozen.
+    ///
+    /// # Errors
+    /// An operator with a shape that it cannot have; a site that `output` does not depend on.
+    pub fn shared(graph: &Graph, input: ValueId, output: ValueId, sites: &[Site]) -> Result<Self, PlanError> {
+        Lowering::new(graph, &[]).shared(sites).run(input, output)
+    }
+
+    /// The layers of [`Program::shared`], in the order of its sites.
+    pub fn shared_layers(&self) -> &[Arc<SharedLayer>] {
+        &self.shared
     }
 
     /// The adapted layers.
@@ -196,7 +213,7 @@ impl Program {
             StepKind::Op(op) => op.differentiates(),
             StepKind::Masked(op) => op.bits.differentiates(),
             StepKind::Weighted(op, _) => op.differentiates(),
-            StepKind::Site(_) | StepKind::Foreign(_) => return true,
+            StepKind::Site(_) | StepKind::Shared(..) | StepKind::Foreign(_) => return true,
         };
         passes.get(k).copied().unwrap_or(true)
     }
@@ -256,7 +273,7 @@ impl Program {
                 site.set_output_kept(output_kept);
                 site.keeps()
             }
-            StepKind::Foreign(_) => Keeps::default(),
+            StepKind::Shared(..) | StepKind::Foreign(_) => Keeps::default(),
         }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::arena::{Buffer, place};
 use super::program::{PlanError, Program, SlotId, Step, StepKind};
 use crate::graph::Foreign;
-use crate::lora::{SiteStep, SiteWeights};
-use crate::ops::{Keeps, MAX_INPUTS, MAX_WEIGHTS, Operator, WeightGradients, Weighted, Weights};
+use crate::lora::{SharedLayer, SiteStep, SiteWeights};
+use crate::ops::{Held, Keeps, MAX_INPUTS, MAX_WEIGHTS, Operator, WeightGradients, Weighted, Weights};
 
 /// A place in the arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,7 @@ impl Region {
 enum Kind {
     Op(Arc<dyn Operator>),
     Site(usize, Box<SiteStep>),
+    Shared(usize, Arc<SharedLayer>),
     Weighted(Arc<dyn Weighted>, [Option<usize>; MAX_WEIGHTS]),
     Foreign(Arc<dyn Foreign>),
 }
@@ -174,6 +175,7 @@ impl Plan {
                     op.forward(&x[..step.x.len()], y, saved, work);
                 }
                 Kind::Site(index, site) => site.forward(&sites[*index], x0, y, saved, work),
+                Kind::Shared(index, layer) => layer.forward(&sites[*index], x0, y, work),
                 Kind::Weighted(op, of) => {
                     let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
                     op.forward_with(&weights(sites, of), &x[..step.x.len()], y, saved, work);
@@ -259,7 +261,7 @@ impl Plan {
                     let inputs = step.x.len();
                     op.vjp_with(&weights(sites, of), dw, &x[..inputs], y, saved, dy, &mut dx[..inputs], work);
                 }
-                Kind::Foreign(_) => {}
+                Kind::Shared(..) | Kind::Foreign(_) => {}
             }
         }
     }
@@ -267,7 +269,11 @@ impl Plan {
 
 /// The prepared weights of the sites that a step holds.
 fn weights<'a>(sites: &'a [SiteWeights], of: &[Option<usize>; MAX_WEIGHTS]) -> Weights<'a> {
-    of.map(|site| site.map(|site| sites[site].held()))
+    let held = |site: usize| match sites[site].held() {
+        Held::Merged(weights) if weights.w.is_empty() => None,
+        held => Some(held),
+    };
+    of.map(|site| site.and_then(held))
 }
 
 /// What a buffer is for, while lifetimes are collected.
@@ -346,6 +352,7 @@ impl<'a> Builder<'a> {
                         own.set_output_kept(output_kept);
                         Kind::Site(*site, Box::new(own))
                     }
+                    StepKind::Shared(index, layer) => Kind::Shared(*index, layer.clone()),
                     StepKind::Foreign(foreign) => Kind::Foreign(foreign.clone()),
                 };
                 (kind, keeps)
@@ -403,6 +410,7 @@ impl<'a> Builder<'a> {
                 Kind::Op(op) => (op.forward_work(), op.vjp_work()),
                 Kind::Weighted(op, _) => (op.forward_work(), op.vjp_work()),
                 Kind::Site(_, site) => (site.forward_work(), site.vjp_work()),
+                Kind::Shared(_, layer) => (layer.forward_work(), 0),
                 Kind::Foreign(_) => (0, 0),
             };
             let saved = self.buffer(keeps.saved, forward_at(i), if back[i] { backward_at(i) } else { forward_at(i) });

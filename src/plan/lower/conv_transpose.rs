@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::Lowering;
 use crate::graph::{Node, NodeId, Window};
-use crate::lora::{Adaptation, SiteStep};
-use crate::ops::conv::ConvWeights;
+use crate::lora::{Adaptation, SharedWeights, SiteStep};
+use crate::ops::conv::{Conv, ConvWeights};
 use crate::ops::conv_geometry::ConvGeometry;
 use crate::ops::conv_transpose::{ConvTranspose, FrozenConvTranspose};
 use crate::ops::integer_conv::{FrozenIntegerTranspose, IntegerKernels};
+use crate::ops::unary::Activation;
 use crate::plan::program::{PlanError, StepKind};
 use crate::plan::value_order::channels_last;
 
@@ -73,6 +74,14 @@ impl Lowering<'_> {
         let multiply_adds = mirror.multiply_adds();
         let layer = ConvTranspose::new(mirror, bias);
         let len = layer.output_len();
+        if let Some(sharing) = self.sharing(id, None) {
+            let geometry = layer.mirror().geometry.clone();
+            let conv = Conv { geometry, activation: Activation::None, output_kept: false };
+            let weights = SharedWeights::Transposed(layer, weights);
+            let slot = self.shared_layer(node, conv, x, weights, 1.0, sharing);
+            self.place(node.outputs[0], slot, order);
+            return Ok(());
+        }
         let kind = match index {
             Some(index) => {
                 self.sites[index] = Some(SiteStep::transposed(layer, weights, self.adapted[index].1));

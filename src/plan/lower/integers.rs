@@ -81,7 +81,8 @@ impl Lowering<'_> {
         let len = geometry.patch() * geometry.output_channels;
         let adapted = index.map(|i| self.adapted[i].1);
         let pair = |adaptation| matches!(adaptation, Adaptation::LowRank { .. }) && !geometry.is_depthwise();
-        if len < FLOATS_BELOW || layer.layout != Layout::OutInKernel || !adapted.is_none_or(pair) {
+        let shared = self.shared.iter().any(|site| site.weight == layer.weight);
+        if shared || len < FLOATS_BELOW || layer.layout != Layout::OutInKernel || !adapted.is_none_or(pair) {
             return None;
         }
         let (matrix, turned) = self.graph.values[layer.weight].constant.as_ref().and_then(Constant::integers)?;
@@ -98,7 +99,7 @@ impl Lowering<'_> {
     ) -> Option<Arc<Integers>> {
         let value = &self.graph.values[weight];
         let columns = *value.shape.last()?;
-        let pairs = sites.all(|site| matches!(self.adapted[*site].1, Adaptation::LowRank { .. }));
+        let pairs = sites.all(|site| matches!(self.adapted.get(*site), Some((_, Adaptation::LowRank { .. }))));
         if !pairs || value.len() < FLOATS_BELOW {
             return None;
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Lowering;
-use crate::graph::{Layout, Node, NodeId, RecurrentLayer, ValueId};
+use crate::graph::{Layout, Node, NodeId, RecurrentLayer, Site, ValueId};
 use crate::lora::{Adaptation, SiteStep};
 use crate::ops::conv::Conv;
 use crate::ops::conv_geometry::ConvGeometry;
@@ -51,9 +51,8 @@ impl<'a> Lowering<'a> {
         let sites: [Option<usize>; MAX_WEIGHTS] = std::array::from_fn(|slot| {
             let weight = node.inputs[if slot.is_multiple_of(2) { RecurrentLayer::W } else { RecurrentLayer::R }];
             let layout = Layout::Stacked { part: slot / 2 };
-            self.adapted
-                .iter()
-                .position(|(s, _)| s.node == graph.original(id) && s.weight == weight && s.layout == layout)
+            let is = |s: &Site| s.node == graph.original(id) && s.weight == weight && s.layout == layout;
+            self.adapted.iter().position(|(s, _)| is(s)).or_else(|| self.shared.iter().position(is))
         });
         let recurrence = layer.recurrence.clone();
         let integers: IntegerTensors = [RecurrentLayer::W, RecurrentLayer::R].map(|at| {
@@ -62,8 +61,8 @@ impl<'a> Lowering<'a> {
         });
         let [w, r] = [(&integers[0], RecurrentLayer::W), (&integers[1], RecurrentLayer::R)]
             .map(|(held, at)| if held.is_some() { Arc::default() } else { constant(Some(at)) });
-        let rank = sites.iter().flatten().map(|site| match self.adapted[*site].1 {
-            Adaptation::LowRank { rank, .. } if integers.iter().any(Option::is_some) => rank,
+        let rank = sites.iter().flatten().map(|site| match self.adapted.get(*site) {
+            Some((_, Adaptation::LowRank { rank, .. })) if integers.iter().any(Option::is_some) => *rank,
             _ => 0,
         });
         let rank = rank.max().unwrap_or(0);
@@ -75,14 +74,17 @@ impl<'a> Lowering<'a> {
             .with_last(last)
             .with_trained(sites.map(|site| site.is_some()));
         for (slot, site) in sites.iter().enumerate() {
-            if let Some(site) = site {
-                let (bound, adaptation) = &self.adapted[*site];
-                let geometry = ConvGeometry::dense(steps * batch, bound.inputs, bound.outputs);
-                let conv = Conv { geometry, activation: Activation::None, output_kept: false };
-                self.sites[*site] = match (op.weight(slot), *adaptation) {
-                    (None, Adaptation::LowRank { rank, scale }) => Some(SiteStep::held_integers(conv, rank, scale)),
-                    (weight, adaptation) => Some(SiteStep::held(conv, weight.unwrap_or_default(), adaptation)),
-                };
+            let Some(site) = site else { continue };
+            match (op.weight(slot), self.adapted.get(*site)) {
+                (Some(weight), _) => {
+                    self.hold(*site, steps * batch, weight);
+                }
+                (None, Some((bound, Adaptation::LowRank { rank, scale }))) => {
+                    let geometry = ConvGeometry::dense(steps * batch, bound.inputs, bound.outputs);
+                    let conv = Conv { geometry, activation: Activation::None, output_kept: false };
+                    self.sites[*site] = Some(SiteStep::held_integers(conv, *rank, *scale));
+                }
+                (None, _) => {}
             }
         }
 

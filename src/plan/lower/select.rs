@@ -67,7 +67,8 @@ impl Lowering<'_> {
     /// An adapted embedding; false for another node.
     pub(super) fn embedding(&mut self, id: NodeId, node: &Node) -> Result<bool, PlanError> {
         let Op::Gather(Indexing::Axis(axis)) = &node.op else { return Ok(false) };
-        let index = self.adapted_as(id);
+        let shared = || self.sharing(id, None).map(|sharing| sharing.index);
+        let index = self.adapted_as(id).or_else(shared);
         let integers = if *axis == 0 { self.integer_rows(node.inputs[0], index.iter()) } else { None };
         if let Some(matrix) = integers.filter(|m| m.rows() == self.shape(node.inputs[0])[0]) {
             let indices = node.inputs[1];
@@ -93,14 +94,11 @@ impl Lowering<'_> {
         }
         let Some(site) = index else { return Ok(false) };
         let (indices, y) = (node.inputs[1], node.outputs[0]);
-        let (bound, adaptation) = &self.adapted[site];
         let weight = self.constant(node.inputs[0]).unwrap_or_default().to_vec();
         let weight = Arc::new(ConvWeights { w: weight, ..ConvWeights::default() });
         // No positions: a look-up multiplies nothing.
-        let geometry = ConvGeometry::dense(0, bound.inputs, bound.outputs);
-        let conv = Conv { geometry, activation: Activation::None, output_kept: false };
-        self.sites[site] = Some(SiteStep::held(conv, weight.clone(), *adaptation));
-        let op = Embedding::new(bound.inputs, bound.outputs, self.graph.values[indices].len(), weight);
+        let (inputs, outputs) = self.hold(site, 0, weight.clone());
+        let op = Embedding::new(inputs, outputs, self.graph.values[indices].len(), weight);
         let x = self.want(indices, &row_major(self.shape(indices).len()))?;
         let len = op.output_len();
         let mut sites = [None; MAX_WEIGHTS];
