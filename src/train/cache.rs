@@ -96,8 +96,7 @@ impl Layout {
             CacheFormat::F16 => half::LARGEST,
             CacheFormat::Int8 => affine::LARGEST,
         };
-        // Written so that NaN is found.
-        values.iter().copied().find(|v| !(v.abs() <= largest))
+        values.iter().copied().find(|v| v.is_nan() || v.abs() > largest)
     }
 
     fn encode(&self, mut values: &[f32], mut record: &mut [u8]) {
