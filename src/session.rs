@@ -247,8 +247,7 @@ impl Session {
         finish: impl FnOnce(Ending, &mut [f32]),
     ) -> Result<(), TrainError> {
         if out.len() != self.classes {
-            let (found, cure) = (out.len().to_string(), "give room for one value a score: `Session::classes`");
-            return Err(TrainError::Setting { what: "room for scores", found, cure });
+            return Err(TrainError::Scores { expected: self.classes, found: out.len() });
         }
         let current = self.current();
         current.network.run(&current.weights, input, |logits| out.copy_from_slice(logits))?;
