@@ -120,7 +120,7 @@ pub struct Program {
     pub(crate) slots: Vec<usize>,
     pub(crate) steps: Vec<Step>,
     pub(crate) sites: Vec<SiteStep>,
-    pub(crate) shared: Vec<Arc<SharedLayer>>,
+    pub(crate) shared: Vec<Option<Arc<SharedLayer>>>,
     /// Slots of whole numbers and truth values, which no gradient passes.
     pub(crate) whole: Vec<SlotId>,
     /// Slot of the model input.
@@ -147,13 +147,13 @@ impl Program {
     /// change, all frozen.
     ///
     /// # Errors
-    /// An operator with a shape that it cannot have; a site that `output` does not depend on.
+    /// An operator with a shape that it cannot have.
     pub fn shared(graph: &Graph, input: ValueId, output: ValueId, sites: &[Site]) -> Result<Self, PlanError> {
         Lowering::new(graph, &[]).shared(sites).run(input, output)
     }
 
-    /// The layers of [`Program::shared`], in the order of its sites.
-    pub fn shared_layers(&self) -> &[Arc<SharedLayer>] {
+    /// The layers of [`Program::shared`], in the order of its sites; none for one that `output` does not depend on.
+    pub fn shared_layers(&self) -> &[Option<Arc<SharedLayer>>] {
         &self.shared
     }
 
