@@ -63,7 +63,7 @@ pub mod cli;
 pub use features::{Augment, FrontEnd};
 pub use lora::{Adapter, AdapterSpec};
 pub use manifest::Manifest;
-pub use model::{MergedStage, Model, ModelError, ModelOptions};
+pub use model::{Listener, MergedStage, Model, ModelError, ModelOptions};
 pub use ndarray;
 pub use session::{Base, Session};
 pub use train::{CacheFormat, CacheOptions, Cached, Evaluation, Examples, Splits, TrainConfig, Trainer};

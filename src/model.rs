@@ -1,11 +1,12 @@
 //! A frozen model ready for use: graph, ending, labels, front end.
 
 mod head;
+mod listener;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::features::{Augment, Extractor, FeatureError, FrontEnd};
+use crate::features::{Augment, Extractor, FeatureError, FrontEnd, Stream};
 #[cfg(feature = "onnx")]
 use crate::graph::{Chain, Frames, Link};
 use crate::graph::{ChainError, Choice, Ending, Graph, Head, HeadError, Site, Stage, ValueId, choose};
@@ -17,6 +18,8 @@ use crate::plan::PlanError;
 use crate::session::{Base, Session};
 use crate::source::{Dataset, Sample, SourceError};
 use crate::train::{Examples, TrainError, Trainer};
+
+pub use listener::Listener;
 
 /// Why a model cannot be opened or fed.
 #[derive(Debug, thiserror::Error)]
@@ -381,6 +384,14 @@ impl Model {
         &self.extractor
     }
 
+    /// The front end for sound as it comes: the features of a window every `hop_samples`.
+    ///
+    /// # Errors
+    /// A front end of pictures or tensors; a hop of 0.
+    pub fn stream(&self, hop_samples: usize) -> Result<Stream, FeatureError> {
+        Stream::new(self.extractor.clone(), hop_samples)
+    }
+
     /// Kind of the front end, as [`FrontEnd::KINDS`] has it.
     pub fn front_end(&self) -> &'static str {
         self.kind
@@ -591,11 +602,11 @@ impl Model {
     /// # Errors
     /// An adapter of another base or with other classes.
     pub fn session_of(&self, base: &Base, adapter: Option<&Adapter>) -> Result<Session, ModelError> {
-        let Some(adapter) = adapter else { return Ok(base.session(None)) };
+        let Some(adapter) = adapter else { return Ok(base.session(None)?) };
         if adapter.head != self.head {
             return Err(ModelError::OtherClasses);
         }
-        Ok(base.session(Some((adapter, self.bind(adapter)?))))
+        Ok(base.session(Some((adapter, self.bind(adapter)?)))?)
     }
 
     /// The index of a label in the order of the scores.

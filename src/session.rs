@@ -62,7 +62,7 @@ struct Current {
 pub struct Base {
     network: Arc<Network>,
     sites: Vec<Site>,
-    layers: Vec<Arc<SharedLayer>>,
+    layers: Vec<Option<Arc<SharedLayer>>>,
     input_shape: Vec<usize>,
 }
 
@@ -79,18 +79,23 @@ impl Base {
     }
 
     /// A session with an adapter of this base, or with none; `adapter` comes with its sites in order, see
-    /// [`Adapter::bind`]. Sites that the base was not planned with are left out.
-    pub(crate) fn session(&self, adapter: Option<(&Adapter, Vec<Site>)>) -> Session {
+    /// [`Adapter::bind`].
+    ///
+    /// # Errors
+    /// A site that the base was not planned with.
+    pub(crate) fn session(&self, adapter: Option<(&Adapter, Vec<Site>)>) -> Result<Session, PlanError> {
         let mut weights = vec![SiteWeights::default(); self.sites.len()];
         let mut added = 0;
         if let Some((adapter, bound)) = adapter {
             for (site, of_adapter) in bound.iter().zip(&adapter.sites) {
-                let Some(index) = self.sites.iter().position(|own| own.key == site.key) else { continue };
-                weights[index] = self.layers[index].load(site, &of_adapter.delta);
-                added += self.layers[index].added_multiply_adds(&weights[index]);
+                let index = self.sites.iter().position(|own| own.key == site.key);
+                let layer = index.and_then(|index| Some((index, self.layers[index].as_ref()?)));
+                let (index, layer) = layer.ok_or(PlanError::NoSite)?;
+                weights[index] = layer.load(site, &of_adapter.delta);
+                added += layer.added_multiply_adds(&weights[index]);
             }
         }
-        Session::of(Current { network: self.network.clone(), weights, added }, self.input_shape.clone())
+        Ok(Session::of(Current { network: self.network.clone(), weights, added }, self.input_shape.clone()))
     }
 }
 

@@ -5,10 +5,12 @@
 mod recording;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use accentor::graph::{Choice, SiteKind};
 use accentor::lora::Delta;
+use accentor::source::{Audio, Sample};
 use accentor::{Adapter, AdapterSpec, Model, Session};
 use recording::{Recording, largest_error};
 
@@ -161,4 +163,29 @@ fn answers_are_those_of_one_adapter_while_it_is_swapped() {
         assert!(seen.iter().all(|seen| seen.load(Ordering::Relaxed) > 10), "both were heard: {seen:?}");
         assert_eq!(session.scores(&x).unwrap(), answers[SWAPS % 2]);
     }
+}
+
+#[test]
+fn a_listener_scores_each_window_as_a_clip() {
+    const HOP: usize = 1600;
+    let model = kws();
+    let adapter = trained(&model, &AdapterSpec::default(), 1);
+    let session = Arc::new(model.session_of(&model.base().unwrap(), Some(&adapter)).unwrap());
+    let sound: Vec<f32> = noise(30_000, 3).iter().enumerate().map(|(i, v)| v * (i as f32 / 30_000.0)).collect();
+    let window = |k: usize| {
+        let samples = sound[k * HOP..k * HOP + 16_000].to_vec();
+        session.scores(&model.features(&Sample::Audio(Audio { samples, rate_hz: 16_000 })).unwrap()).unwrap()
+    };
+    let mut listener = model.listener(session.clone(), HOP).unwrap();
+    assert!(!listener.stream().keeps_frames(), "divided by the largest sample of the window");
+    let mut heard = 0;
+    for block in sound.chunks(700) {
+        let mut rest = block;
+        while let Some(scores) = listener.next(&mut rest).unwrap() {
+            assert_eq!(scores, window(heard));
+            heard += 1;
+        }
+    }
+    assert_eq!(heard, (30_000 - 16_000) / HOP + 1);
+    assert!(model.listener(session, 0).is_err());
 }

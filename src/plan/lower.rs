@@ -96,8 +96,7 @@ impl<'a> Lowering<'a> {
         let output = self.want(output, &row_major(graph.values[output].shape.len()))?;
         let channels = self.channels();
         let sites = self.sites.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
-        let shared = self.shared_layers.into_iter().collect::<Option<Vec<_>>>().ok_or(PlanError::NoSite)?;
-        let (slots, steps, whole) = (self.slots, self.steps, self.whole);
+        let (slots, steps, shared, whole) = (self.slots, self.steps, self.shared_layers, self.whole);
         Ok(Program { slots, steps, sites, shared, channels, whole, input: input_slot, output })
     }
 

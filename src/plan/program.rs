@@ -122,7 +122,7 @@ pub struct Program {
     pub(crate) sites: Vec<SiteStep>,
     /// Size of the innermost dimension of each slot: its channels or features, where it has such.
     pub(crate) channels: Vec<usize>,
-    pub(crate) shared: Vec<Arc<SharedLayer>>,
+    pub(crate) shared: Vec<Option<Arc<SharedLayer>>>,
     /// Slots of whole numbers and truth values, which no gradient passes.
     pub(crate) whole: Vec<SlotId>,
     /// Slot of the model input.
@@ -149,13 +149,13 @@ impl Program {
     /// change, all frozen.
     ///
     /// # Errors
-    /// An operator with a shape that it cannot have; a site that `output` does not depend on.
+    /// An operator with a shape that it cannot have.
     pub fn shared(graph: &Graph, input: ValueId, output: ValueId, sites: &[Site]) -> Result<Self, PlanError> {
         Lowering::new(graph, &[]).shared(sites).run(input, output)
     }
 
-    /// The layers of [`Program::shared`], in the order of its sites.
-    pub fn shared_layers(&self) -> &[Arc<SharedLayer>] {
+    /// The layers of [`Program::shared`], in the order of its sites; none for one that `output` does not depend on.
+    pub fn shared_layers(&self) -> &[Option<Arc<SharedLayer>>] {
         &self.shared
     }
 
