@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// Only train, and print this process's peak memory
     #[arg(long, hide = true)]
     only_train: bool,
+    /// Only infer, with an adapter merged
+    #[arg(long, hide = true)]
+    only_infer: bool,
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -79,6 +82,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             inputs.chunks_exact(len).try_for_each(|input| session.logits(input).map(|_| ())).map_err(Into::into)
         })
     };
+    if args.only_infer {
+        infer(model.session(Some(&adapter))?)?;
+        return report::json(&Memory { peak_rss_bytes: memory::peak_rss_bytes() });
+    }
     let infer_ms = infer(model.session(None)?)?;
     let infer_merged_ms = infer(model.session(Some(&adapter))?)?;
     let infer_unmerged_ms = infer(model.session_of(&model.base()?, Some(&adapter))?)?;
