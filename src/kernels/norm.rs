@@ -1,6 +1,6 @@
 //! Normalisation of rows whose values stand side by side, in one pass over each row; formulas in [`crate::ops::norm`].
 //!
-//! Sums have [`LANES`] chains on every machine, which are added in order: the same bits whatever the vectors.
+//! Sums have sixteen chains on every machine, which are added in order: the same bits whatever the vectors.
 
 use rten_simd::isa::GenericIsa;
 use rten_simd::{Isa, SimdOp};
