@@ -17,9 +17,9 @@ use crate::ops::integer_dense::IntegerWeights;
 use crate::ops::unary::Activation;
 use crate::ops::{Held, Keeps};
 
-/// What a multiply-add of an r-wide product takes, against one of a dW: measured on fifteen layers of EfficientNet-Lite0 and a
-/// DS-CNN (AVX2, rank 8).
-const NARROW_COST: f32 = 1.6;
+/// What a multiply-add of an r-wide product takes, against one of a dW: 0.75 to 1.39, in the middle 1.13, on fifteen layers of the
+/// networks of docs/performance.md (AVX2, rank 8).
+const NARROW_COST: f32 = 1.15;
 
 /// How a site is adapted, with what that needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
