@@ -218,6 +218,22 @@ mod tests {
         assert!(norm > 0.0 && error < RELATIVE * norm, "{what}: {error:e} of {norm:e}");
     }
 
+    /// y, dx (what was there before, and with `first` not) and the gradient of the parameters, of work space that nobody filled.
+    fn outcome(step: &SiteStep, params: &[f32], [x, dy, before]: [&[f32]; 3], first: bool) -> [Vec<f32>; 3] {
+        let mut site = step.weights();
+        step.prepare(params, &mut site, true);
+        let mut y = vec![f32::NAN; step.output_len()];
+        let mut saved = vec![f32::NAN; step.keeps().saved];
+        step.forward(&site, x, &mut y, &mut saved, &mut vec![f32::NAN; step.forward_work()]);
+        let mut work = vec![f32::NAN; step.vjp_work()];
+        let (mut dy, mut dx) = (dy.to_vec(), before.to_vec());
+        let mut sums = vec![0.0; step.accumulators()];
+        step.vjp(&site, x, &[], &saved, &mut dy, Some(&mut dx), first, &mut sums, &mut work);
+        let mut gradient = values(7, params.len());
+        step.finish(params, &mut site, &sums, &mut gradient);
+        [y, dx, gradient]
+    }
+
     #[test]
     fn agrees_with_the_merged_form() {
         for (m, k, n, rank, turned) in [(1, 300, 140, 4, true), (3, 40, 260, 8, false), (150, 70, 30, 2, true)] {
@@ -237,22 +253,9 @@ mod tests {
             assert_eq!(beside.parameters(), merged.parameters());
             let params: Vec<f32> = values(3, beside.parameters()).iter().map(|v| v * 0.1).collect();
             let (x, dy, before) = (values(4, m * k), values(5, m * n), values(6, m * k));
-            let run = |step: &SiteStep, first: bool| {
-                let mut site = step.weights();
-                step.prepare(&params, &mut site, true);
-                let mut y = vec![f32::NAN; step.output_len()];
-                let mut saved = vec![f32::NAN; step.keeps().saved];
-                step.forward(&site, &x, &mut y, &mut saved, &mut vec![f32::NAN; step.forward_work()]);
-                let mut work = vec![f32::NAN; step.vjp_work()];
-                let (mut dy, mut dx) = (dy.clone(), before.clone());
-                let mut sums = vec![0.0; step.accumulators()];
-                step.vjp(&site, &x, &[], &saved, &mut dy, Some(&mut dx), first, &mut sums, &mut work);
-                let mut gradient = values(7, params.len());
-                step.finish(&params, &mut site, &sums, &mut gradient);
-                [y, dx, gradient]
-            };
             for first in [false, true] {
-                let (got, want) = (run(&beside, first), run(&merged, first));
+                let run = |step| outcome(step, &params, [&x, &dy, &before], first);
+                let (got, want) = (run(&beside), run(&merged));
                 for (what, (got, want)) in ["y", "dx", "gradient"].iter().zip(got.iter().zip(&want)) {
                     close(got, want, what);
                 }
@@ -305,20 +308,7 @@ mod tests {
             };
             let params: Vec<f32> = values(3, integers.parameters()).iter().map(|v| v * 0.1).collect();
             let (x, dy, before) = (values(4, x_len), values(5, y_len), values(6, x_len));
-            let run = |step: &SiteStep| {
-                let mut site = step.weights();
-                step.prepare(&params, &mut site, true);
-                let mut y = vec![f32::NAN; step.output_len()];
-                let mut saved = vec![f32::NAN; step.keeps().saved];
-                step.forward(&site, &x, &mut y, &mut saved, &mut vec![f32::NAN; step.forward_work()]);
-                let mut work = vec![f32::NAN; step.vjp_work()];
-                let (mut dy, mut dx) = (dy.clone(), before.clone());
-                let mut sums = vec![0.0; step.accumulators()];
-                step.vjp(&site, &x, &[], &saved, &mut dy, Some(&mut dx), false, &mut sums, &mut work);
-                let mut gradient = values(7, params.len());
-                step.finish(&params, &mut site, &sums, &mut gradient);
-                [y, dx, gradient]
-            };
+            let run = |step| outcome(step, &params, [&x, &dy, &before], false);
             let ([y, dx, gradient], [y_floats, dx_floats, gradient_floats]) = (run(&integers), run(&floats));
             assert!(y == y_floats && dx == dx_floats, "{groups} {stride} {transposed}");
             close(&gradient, &gradient_floats, "gradient");
