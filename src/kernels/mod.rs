@@ -21,8 +21,8 @@ use rten_simd::ops::{BitOps, NumOps};
 #[inline(always)]
 fn between<I: Isa>(isa: I, low: I::F32, high: I::F32, x: I::F32) -> I::F32 {
     let ops = isa.f32();
-    // AVX gives the second operand where one is not a number, NEON the one that is not; the token without SIMD, which has
-    // four lanes too, drops it.
+    // Where one is not a number, AVX gives the second operand and NEON not a number; the token without SIMD, which has four
+    // lanes too, gives the other one.
     if isa.f32().len() > 4 || cfg!(target_arch = "aarch64") {
         ops.min(high, ops.max(low, x))
     } else {
