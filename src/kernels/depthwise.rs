@@ -5,16 +5,20 @@
 //! the same loop with the roles of the planes exchanged: input positions of one phase of the stride form the runs.
 //! Each output is one chain of multiply-adds in the order of the kernel, whatever tile it falls in.
 //!
-//! Rows form runs in the same way, so that the places of the taps are worked out once a run.
+//! Rows form runs in the same way, so that the places of the taps are worked out once a run. The common kernels have a loop of
+//! their own ([`lines`]).
 //!
 //! Tiles of one size are walked through all rows in one dispatch: with more than one size of tile in a dispatch LLVM stops
 //! inlining the SIMD loads, which made it several times slower.
+
+mod lines;
 
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
 use super::between;
 use super::conv_geometry::ConvGeometry;
+use super::gemm::Lanes;
 
 /// y = bias + conv(x), `x [height, width, channels]`, `w [kernel_h * kernel_w, channels]`, `y [out_h, out_w, channels]`.
 ///
@@ -84,6 +88,12 @@ struct Depthwise<'a> {
 impl Depthwise<'_> {
     /// Writes y, or adds to dx on the way back.
     fn run(self, to: &mut [f32]) {
+        if !self.lines(to) {
+            self.runs(to);
+        }
+    }
+
+    fn runs(&self, to: &mut [f32]) {
         let mut next = 0;
         while let Some(run) = self.run_from(1, &mut next) {
             let mut done = 0;

@@ -384,7 +384,7 @@ fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
 }
 
 /// Lanes of the instruction set that a dispatch takes.
-struct Lanes;
+pub(super) struct Lanes;
 
 impl SimdOp for Lanes {
     type Output = usize;
