@@ -361,6 +361,8 @@ fn run<const MR: usize, const NV: usize, const TAIL: bool>(
     let outer = size.is_outer() && size.a_col >= MR && size.b_row >= width && !TAIL;
     if outer {
         on(size.generic, Tiles::<MR, NV, TAIL, OUTER> { size, c, rows, columns });
+    } else if streams && size.gathers() && size.columns(columns.start).row == width {
+        on(size.generic, Tiles::<MR, NV, TAIL, GATHER> { size, c, rows, columns });
     } else if streams && size.panel < width {
         on(size.generic, Tiles::<MR, NV, TAIL, PANELS> { size, c, rows, columns });
     } else if streams && size.columns(columns.start).row == width {
@@ -378,6 +380,11 @@ const STREAM: u8 = 1;
 const PANELS: u8 = 2;
 /// The rows of A side by side, one step behind the other as the rows of B: a sum of outer products.
 const OUTER: u8 = 3;
+/// A [`STREAM`] with so short an inner level that the place of each step is looked up in a table.
+const GATHER: u8 = 4;
+
+/// Places in the table of a [`GATHER`].
+const PLACES: usize = 128;
 
 fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
     if generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
@@ -432,6 +439,12 @@ impl<'a> Sizes<'a> {
         self.a_col > 1 && self.a_rows.step == 1 && self.a_rows.inner == usize::MAX && self.panel == usize::MAX
     }
 
+    /// Whether steps of k stand in short pieces; NEON takes four of them by lane where they are in fours.
+    fn gathers(&self) -> bool {
+        let by_lane = self.lanes == 4 && self.inner.is_multiple_of(4);
+        self.outer > 1 && self.inner < 16 && self.outer * self.inner <= PLACES && self.panel != usize::MAX && !by_lane
+    }
+
     #[inline(always)]
     fn columns(&self, j: usize) -> Columns<'a> {
         if self.panel == usize::MAX {
@@ -457,12 +470,18 @@ impl<const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8> SimdOp 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
         let width = if TAIL { self.columns.len() } else { NV * isa.f32().len() };
+        let mut places = [0; PLACES];
+        if KIND == GATHER {
+            for (p, place) in places[..self.size.outer * self.size.inner].iter_mut().enumerate() {
+                *place = p / self.size.inner * self.size.a_jump + p % self.size.inner;
+            }
+        }
         let mut j = self.columns.start;
         while j < self.columns.end {
             let columns = self.size.columns(j);
             let mut i = self.rows.start;
             while i < self.rows.end {
-                tile::<I, MR, NV, TAIL, KIND>(isa, self.size, columns, self.c, i, j, width);
+                tile::<I, MR, NV, TAIL, KIND>(isa, self.size, &places, columns, self.c, i, j, width);
                 i += MR;
             }
             j += width;
@@ -519,6 +538,7 @@ fn rows_of<'a, const MR: usize>(a: &'a [f32], bases: &[usize; MR], at: usize, in
 fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8>(
     isa: I,
     size: &Sizes,
+    places: &[usize; PLACES],
     columns: Columns,
     c: &mut [f32],
     i: usize,
@@ -552,7 +572,23 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
     }
     let mut bases = [0; MR];
     a_rows.places(i, &mut bases);
-    for s in 0..outer {
+    if KIND == GATHER {
+        let steps = outer * inner;
+        let rows = rows_of::<MR>(a, &bases, 0, places[steps - 1] + 1);
+        for (place, b) in places[..steps].iter().zip(b[..steps * width].chunks_exact(width)) {
+            let mut bv = [ops.zero(); NV];
+            for (v, bv) in bv.iter_mut().enumerate() {
+                *bv = ops.load(&b[v * lanes..]);
+            }
+            for r in 0..MR {
+                let a = ops.splat(rows[r][*place]);
+                for v in 0..NV {
+                    acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
+                }
+            }
+        }
+    }
+    for s in 0..if KIND == GATHER { 0 } else { outer } {
         let b = &b[s * b_jump..];
         if KIND == STREAM {
             let rows = rows_of::<MR>(a, &bases, s * a_jump, inner);
@@ -580,14 +616,19 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
                     }
                 }
             }
-            let rest = if 4 * quads < inner { &b[4 * quads * width..] } else { &[] };
-            for (p, b) in (4 * quads..inner).zip(rest.chunks_exact(width)) {
+            // As long as the rows of B that are left, so that one check holds for all.
+            let left = b[4 * quads * width..inner * width].chunks_exact(width);
+            let mut rest = rows;
+            for row in &mut rest {
+                *row = &row[4 * quads..][..left.len()];
+            }
+            for (p, b) in left.enumerate() {
                 let mut bv = [ops.zero(); NV];
                 for (v, bv) in bv.iter_mut().enumerate() {
                     *bv = ops.load(&b[v * lanes..]);
                 }
                 for r in 0..MR {
-                    let a = ops.splat(rows[r][p]);
+                    let a = ops.splat(rest[r][p]);
                     for v in 0..NV {
                         acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
                     }

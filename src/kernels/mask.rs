@@ -27,13 +27,14 @@ pub struct Open {
 }
 
 impl Open {
+    /// `HIGH`: there is an upper bound.
     #[inline(always)]
-    fn holds<I: Isa>(self, isa: I, x: I::F32) -> I::M32 {
+    fn holds<I: Isa, const HIGH: bool>(self, isa: I, x: I::F32) -> I::M32 {
         let ops = isa.f32();
         let above = ops.gt(x, ops.splat(self.low));
         match self.high {
-            Some(high) => isa.m32().and(above, ops.lt(x, ops.splat(high))),
-            None => above,
+            Some(high) if HIGH => isa.m32().and(above, ops.lt(x, ops.splat(high))),
+            _ => above,
         }
     }
 }
@@ -89,25 +90,57 @@ fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
     if generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
 }
 
-/// Values at `at`, padded with zeros where fewer are left than a vector has.
+/// The leading values, padded with zeros where fewer are left than a vector has.
 #[inline(always)]
-fn load<I: Isa>(isa: I, x: &[f32], at: usize) -> I::F32 {
+fn load<I: Isa>(isa: I, x: &[f32]) -> I::F32 {
     let ops = isa.f32();
-    match x.get(at..at + ops.len()) {
-        Some(x) => ops.load(x),
-        None => ops.load_pad(&x[at..]).0,
+    if x.len() >= ops.len() { ops.load(x) } else { ops.load_pad(x).0 }
+}
+
+/// Writes as many values of `new` as there is room for.
+#[inline(always)]
+fn store<I: Isa>(isa: I, new: I::F32, y: &mut [f32]) {
+    let ops = isa.f32();
+    if y.len() >= ops.len() {
+        ops.store(new, y);
+    } else {
+        y.copy_from_slice(&new.to_array().as_ref()[..y.len()]);
     }
 }
 
-/// Writes as many values of `new` as are left behind `at`.
+/// A value of the result from one of each operand, by whole vectors.
+trait Map: Copy {
+    /// `y` is what stands where the result goes.
+    fn of<I: Isa>(self, isa: I, a: I::F32, b: I::F32, y: I::F32) -> I::F32;
+}
+
+/// `y = map(a, b, y)` for slices of one length. Whole vectors first: their loads need no check.
 #[inline(always)]
-fn store<I: Isa>(isa: I, new: I::F32, y: &mut [f32], at: usize) {
-    let ops = isa.f32();
-    if let Some(y) = y.get_mut(at..at + ops.len()) {
-        ops.store(new, y);
-    } else {
-        let y = &mut y[at..];
-        y.copy_from_slice(&new.to_array().as_ref()[..y.len()]);
+fn map<I: Isa>(isa: I, map: impl Map, a: &[f32], b: &[f32], y: &mut [f32]) {
+    let lanes = isa.f32().len();
+    let (mut a, mut b, mut y) = (a.chunks_exact(lanes), b.chunks_exact(lanes), y.chunks_exact_mut(lanes));
+    for ((a, b), y) in (&mut a).zip(&mut b).zip(&mut y) {
+        let new = map.of(isa, isa.f32().load(a), isa.f32().load(b), isa.f32().load(y));
+        isa.f32().store(new, y);
+    }
+    let (a, b, y) = (a.remainder(), b.remainder(), y.into_remainder());
+    if !y.is_empty() {
+        store(isa, map.of(isa, load(isa, a), load(isa, b), load(isa, y)), y);
+    }
+}
+
+/// [`map`] in place.
+#[inline(always)]
+fn map_in_place<I: Isa>(isa: I, map: impl Map, y: &mut [f32]) {
+    let mut vectors = y.chunks_exact_mut(isa.f32().len());
+    for y in &mut vectors {
+        let value = isa.f32().load(y);
+        isa.f32().store(map.of(isa, value, value, value), y);
+    }
+    let y = vectors.into_remainder();
+    if !y.is_empty() {
+        let value = load(isa, y);
+        store(isa, map.of(isa, value, value, value), y);
     }
 }
 
@@ -138,17 +171,31 @@ impl SimdOp for Save<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let (floats, words) = (isa.f32(), isa.i32());
-        let lanes = floats.len();
-        for (values, saved) in self.values.chunks(BITS * lanes).zip(self.saved.chunks_exact_mut(lanes)) {
-            let (mut set, mut bit) = (words.zero(), 1i32);
-            for at in (0..values.len()).step_by(lanes) {
-                let open = self.open.holds(isa, load(isa, values, at));
-                set = words.or(set, words.select(words.splat(bit), words.zero(), open));
-                bit = bit.wrapping_shl(1);
-            }
-            floats.store(set.reinterpret_cast(), saved);
+        // Two loops: a mask that is made on two ways is narrowed and widened again.
+        match self.open.high {
+            None => save_bits::<I, false>(isa, self),
+            Some(_) => save_bits::<I, true>(isa, self),
         }
+    }
+}
+
+#[inline(always)]
+fn save_bits<I: Isa, const HIGH: bool>(isa: I, save: Save) {
+    let (floats, words) = (isa.f32(), isa.i32());
+    let lanes = floats.len();
+    for (values, saved) in save.values.chunks(BITS * lanes).zip(save.saved.chunks_exact_mut(lanes)) {
+        let (mut set, mut bit) = (words.zero(), 1i32);
+        let mut vectors = values.chunks_exact(lanes);
+        for values in &mut vectors {
+            let open = save.open.holds::<I, HIGH>(isa, floats.load(values));
+            set = words.or(set, words.select(words.splat(bit), words.zero(), open));
+            bit = bit.wrapping_shl(1);
+        }
+        if !vectors.remainder().is_empty() {
+            let open = save.open.holds::<I, HIGH>(isa, load(isa, vectors.remainder()));
+            set = words.or(set, words.select(words.splat(bit), words.zero(), open));
+        }
+        floats.store(set.reinterpret_cast(), saved);
     }
 }
 
@@ -163,14 +210,20 @@ impl SimdOp for ByBits<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let lanes = isa.f32().len();
+        let ops = isa.f32();
+        let lanes = ops.len();
         for (dy, saved) in self.dy.chunks_mut(BITS * lanes).zip(self.saved.chunks_exact(lanes)) {
-            let set: I::I32 = isa.f32().load(saved).reinterpret_cast();
+            let set: I::I32 = ops.load(saved).reinterpret_cast();
             let mut bit = 1i32;
-            for at in (0..dy.len()).step_by(lanes) {
-                let value = isa.f32().add(load(isa, dy, at), isa.f32().zero());
-                store(isa, sloped(isa, self.slope, value, open_bits(isa, set, bit)), dy, at);
+            let mut vectors = dy.chunks_exact_mut(lanes);
+            for dy in &mut vectors {
+                let value = ops.add(ops.load(dy), ops.zero());
+                ops.store(sloped(isa, self.slope, value, open_bits(isa, set, bit)), dy);
                 bit = bit.wrapping_shl(1);
+            }
+            let dy = vectors.into_remainder();
+            if !dy.is_empty() {
+                store(isa, sloped(isa, self.slope, load(isa, dy), open_bits(isa, set, bit)), dy);
             }
         }
     }
@@ -189,19 +242,50 @@ impl SimdOp for AddByBits<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let ops = isa.f32();
+        let (ops, slope, first) = (isa.f32(), self.slope, self.first);
         let lanes = ops.len();
         let blocks = self.dy.chunks(BITS * lanes).zip(self.dx.chunks_mut(BITS * lanes));
         for ((dy, dx), saved) in blocks.zip(self.saved.chunks_exact(lanes)) {
             let set: I::I32 = ops.load(saved).reinterpret_cast();
             let mut bit = 1i32;
-            for at in (0..dx.len()).step_by(lanes) {
-                let term = sloped(isa, self.slope, load(isa, dy, at), open_bits(isa, set, bit));
-                let sum = if self.first { term } else { ops.add(load(isa, dx, at), term) };
-                store(isa, sum, dx, at);
+            let (mut from, mut to) = (dy.chunks_exact(lanes), dx.chunks_exact_mut(lanes));
+            for (dy, dx) in (&mut from).zip(&mut to) {
+                let term = sloped(isa, slope, ops.load(dy), open_bits(isa, set, bit));
+                ops.store(if first { term } else { ops.add(ops.load(dx), term) }, dx);
                 bit = bit.wrapping_shl(1);
             }
+            let (dy, dx) = (from.remainder(), to.into_remainder());
+            if !dx.is_empty() {
+                let term = sloped(isa, slope, load(isa, dy), open_bits(isa, set, bit));
+                store(isa, if first { term } else { ops.add(load(isa, dx), term) }, dx);
+            }
         }
+    }
+}
+
+/// dy where y is open, with `ADD` added to what is there.
+#[derive(Clone, Copy)]
+struct Opened<const HIGH: bool, const ADD: bool>(Open);
+
+impl<const HIGH: bool, const ADD: bool> Map for Opened<HIGH, ADD> {
+    #[inline(always)]
+    fn of<I: Isa>(self, isa: I, y: I::F32, dy: I::F32, dx: I::F32) -> I::F32 {
+        let ops = isa.f32();
+        // With zero added the store is not masked.
+        let dy = if ADD { dy } else { ops.add(dy, ops.zero()) };
+        let term = ops.select(dy, ops.zero(), self.0.holds::<I, HIGH>(isa, y));
+        if ADD { ops.add(dx, term) } else { term }
+    }
+}
+
+/// [`Opened`] of what stands there.
+#[derive(Clone, Copy)]
+struct OpenedHere<const HIGH: bool>(Open);
+
+impl<const HIGH: bool> Map for OpenedHere<HIGH> {
+    #[inline(always)]
+    fn of<I: Isa>(self, isa: I, y: I::F32, _: I::F32, dy: I::F32) -> I::F32 {
+        Opened::<HIGH, false>(self.0).of(isa, y, dy, dy)
     }
 }
 
@@ -216,10 +300,9 @@ impl SimdOp for ByOutput<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        for at in (0..self.dy.len()).step_by(isa.f32().len()) {
-            let open = self.open.holds(isa, load(isa, self.y, at));
-            let value = isa.f32().add(load(isa, self.dy, at), isa.f32().zero());
-            store(isa, sloped(isa, 0.0, value, open), self.dy, at);
+        match self.open.high {
+            None => map(isa, OpenedHere::<false>(self.open), self.y, self.y, self.dy),
+            Some(_) => map(isa, OpenedHere::<true>(self.open), self.y, self.y, self.dy),
         }
     }
 }
@@ -237,21 +320,31 @@ impl SimdOp for AddByOutput<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        for at in (0..self.dx.len()).step_by(isa.f32().len()) {
-            let open = self.open.holds(isa, load(isa, self.y, at));
-            let term = sloped(isa, 0.0, load(isa, self.dy, at), open);
-            let sum = if self.first { term } else { isa.f32().add(load(isa, self.dx, at), term) };
-            store(isa, sum, self.dx, at);
+        let Self { y, open, dy, dx, first } = self;
+        match (open.high, first) {
+            (None, true) => map(isa, Opened::<false, false>(open), y, dy, dx),
+            (None, false) => map(isa, Opened::<false, true>(open), y, dy, dx),
+            (Some(_), true) => map(isa, Opened::<true, false>(open), y, dy, dx),
+            (Some(_), false) => map(isa, Opened::<true, true>(open), y, dy, dx),
         }
     }
 }
 
-#[inline(always)]
-fn between<I: Isa>(isa: I, x: I::F32, low: f32, high: f32) -> I::F32 {
-    let ops = isa.f32();
-    let (low, high) = (ops.splat(low), ops.splat(high));
-    let x = ops.select(low, x, ops.lt(x, low));
-    ops.select(high, x, ops.gt(x, high))
+/// Not a number stays: [`NumOps::min`] and `max` of the token without SIMD lose it on aarch64.
+#[derive(Clone, Copy)]
+struct Between {
+    low: f32,
+    high: f32,
+}
+
+impl Map for Between {
+    #[inline(always)]
+    fn of<I: Isa>(self, isa: I, x: I::F32, _: I::F32, _: I::F32) -> I::F32 {
+        let ops = isa.f32();
+        let (low, high) = (ops.splat(self.low), ops.splat(self.high));
+        let x = ops.select(low, x, ops.lt(x, low));
+        ops.select(high, x, ops.gt(x, high))
+    }
 }
 
 struct Clamp<'a> {
@@ -266,9 +359,7 @@ impl SimdOp for Clamp<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        for at in (0..self.y.len()).step_by(isa.f32().len()) {
-            store(isa, between(isa, load(isa, self.x, at), self.low, self.high), self.y, at);
-        }
+        map(isa, Between { low: self.low, high: self.high }, self.x, self.x, self.y);
     }
 }
 
@@ -283,9 +374,19 @@ impl SimdOp for ClampInPlace<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        for at in (0..self.y.len()).step_by(isa.f32().len()) {
-            store(isa, between(isa, load(isa, self.y, at), self.low, self.high), self.y, at);
-        }
+        map_in_place(isa, Between { low: self.low, high: self.high }, self.y);
+    }
+}
+
+/// x where it is positive, else this times x.
+#[derive(Clone, Copy)]
+struct Slope(f32);
+
+impl Map for Slope {
+    #[inline(always)]
+    fn of<I: Isa>(self, isa: I, x: I::F32, _: I::F32, _: I::F32) -> I::F32 {
+        let ops = isa.f32();
+        ops.select(x, ops.mul(x, ops.splat(self.0)), ops.gt(x, ops.zero()))
     }
 }
 
@@ -300,11 +401,7 @@ impl SimdOp for Leaky<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let ops = isa.f32();
-        for at in (0..self.y.len()).step_by(ops.len()) {
-            let x = load(isa, self.x, at);
-            store(isa, ops.select(x, ops.mul(x, ops.splat(self.alpha)), ops.gt(x, ops.zero())), self.y, at);
-        }
+        map(isa, Slope(self.alpha), self.x, self.x, self.y);
     }
 }
 

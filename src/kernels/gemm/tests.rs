@@ -71,7 +71,7 @@ fn agrees_with_the_oracle_for_all_remainders() {
 /// Rows and steps of k in two levels give what the same values written out give.
 #[test]
 fn walks_agree_with_matrices_written_out() {
-    for (m, n, outer, inner) in [(7, 19, 3, 4), (1, 8, 2, 5), (12, 33, 1, 6), (9, 5, 4, 1)] {
+    for (m, n, outer, inner) in [(7, 19, 3, 4), (1, 8, 2, 5), (12, 33, 1, 6), (9, 5, 4, 1), (13, 50, 10, 7)] {
         let k = outer * inner;
         let rows = Walk { inner: 4, step: 3, jump: 29 };
         let columns = Walk { inner, step: 1, jump: 17 };
@@ -85,6 +85,10 @@ fn walks_agree_with_matrices_written_out() {
         let walked = Matrix { values: &values_a, rows, columns };
         gemm_walk(Start::Add, m, n, k, walked, &values_b, b_rows, &mut got, n, None);
         assert_eq!(got, expected, "{m}x{n}x{k}");
+        let (mut packed, mut from_packed) = (vec![0.0; k * n], vec![1.0; m * n]);
+        pack(k, n, &b, &mut packed);
+        gemm_packed(Start::Add, m, n, k, walked, &packed, &mut from_packed, n, None);
+        assert_eq!(from_packed, expected, "{m}x{n}x{k} packed");
         // The same with A's values in columns: not side by side along k.
         let mut at: Vec<f32> = vec![0.0; m * k];
         a.iter().enumerate().for_each(|(i, v)| at[i % k * m + i / k] = *v);
