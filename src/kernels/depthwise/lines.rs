@@ -231,15 +231,17 @@ fn piece_of<I: Isa, const KY: usize, const KX: usize, const T: usize>(
 ) {
     let ops = isa.f32();
     let lanes = ops.len();
+    let bias = if of.bias.is_empty() { &ZEROS } else { of.bias };
+    let bias = &bias[..channels];
+    let [low, high] = of.clamp.unwrap_or_default();
+    let (low, high) = (ops.splat(low), ops.splat(high));
     let mut c = 0;
     while c + lanes <= channels {
-        let mut acc = [ops.zero(); T];
+        let mut acc = [ops.load(&bias[c..c + lanes]); T];
         if !of.first {
             for t in 0..T {
                 acc[t] = ops.load(&to[t][c..c + lanes]);
             }
-        } else if !of.bias.is_empty() {
-            acc = [ops.load(&of.bias[c..c + lanes]); T];
         }
         for ky in 0..KY {
             let mut w = [ops.zero(); KX];
@@ -255,8 +257,7 @@ fn piece_of<I: Isa, const KY: usize, const KX: usize, const T: usize>(
                 }
             }
         }
-        if let Some([low, high]) = of.clamp {
-            let (low, high) = (ops.splat(low), ops.splat(high));
+        if of.clamp.is_some() {
             for acc in &mut acc {
                 *acc = super::between(isa, low, high, *acc);
             }
