@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::adapt::{BeforeAfter, Clips, Material, Outcome, Trained, TrainingArgs, folder_bytes, train_adapter};
 use super::options::{AdapterArgs, AugmentArgs, read_dataset};
+use super::watch::{Conducted, Watch};
 use super::{memory, report};
 use crate::{Augment, CacheOptions, Model, Session};
 
@@ -87,8 +88,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         replay: Some(Clips::Read(replay)),
         cache: CacheOptions::default(),
     };
-    let Trained { adapter, report: fit, rate, trials } =
-        train_adapter(&model, adapter, &config, args.training.automatic(), material, args.training.threads)?;
+    let (automatic, threads) = (args.training.automatic(), args.training.threads);
+    let Trained { adapter, conducted: Conducted { report: fit, rate, trials, watched } } =
+        train_adapter(&model, adapter, &config, automatic, material, threads, &Watch::plain())?;
     let mut after = evaluate(&model.session(Some(&adapter))?)?;
     let out = args.out.clone().unwrap_or_else(|| folder.path().join("adapter"));
     model.write_adapter(&out, &adapter)?;
@@ -104,6 +106,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         rate_trials: trials,
         losses: fit.losses,
         cancelled: fit.cancelled,
+        watched,
         new_labels: Vec::new(),
         seconds: started.elapsed().as_secs_f64(),
         peak_rss_bytes: memory::peak_rss_bytes(),

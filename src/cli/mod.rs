@@ -12,6 +12,7 @@ mod operators;
 mod options;
 mod predict;
 mod report;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ use clap::{Parser, Subcommand};
     name = "accentor",
     version,
     about,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\n\n\
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 4 stopped where the same command goes on (adapt --checkpoint).\n\n\
                   First steps:\n  accentor demo\n  accentor init my-model.onnx\n  \
                   accentor adapt --model model.toml --data my-clips --out my-accent"
 )]
@@ -74,9 +75,15 @@ pub fn run() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report::error(&error);
-            ExitCode::from(1)
-        }
+        Err(error) => match error.downcast_ref::<watch::Stopped>() {
+            Some(stopped) => {
+                report::note(&stopped.to_string());
+                ExitCode::from(watch::STOPPED)
+            }
+            None => {
+                report::error(&error);
+                ExitCode::from(1)
+            }
+        },
     }
 }
