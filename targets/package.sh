@@ -4,7 +4,7 @@
 #   usage: targets/package.sh BINARY arm64|armhf|amd64 DIR
 #
 # The tree is staged and packed by dpkg-deb: one script that can be read through, no other tool. Depends follows from the binary itself: the
-# newest symbol of glibc that it takes, and libasound2 if it is linked with it. Man pages and completions are written by the binary
+# newest symbol of glibc that it takes, and the libraries that it is linked with. Man pages and completions are written by the binary
 # (`accentor manual`); of another architecture it runs under QEMU, e.g. "qemu-aarch64-static -L /usr/aarch64-linux-gnu".
 set -euo pipefail
 binary=$(realpath "$1") arch=$2 out=$(mkdir -p "$3" && realpath "$3")
@@ -13,7 +13,8 @@ cd "$(dirname "$0")/.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 needed=$(readelf --wide --dynamic "$binary" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
 glibc=$(readelf --wide --dyn-syms "$binary" | grep -o 'GLIBC_[0-9.]*' | sed 's/GLIBC_//' | sort -Vu | tail -1)
-depends="libc6 (>= $glibc), libgcc-s1 | libgcc1"
+depends="libc6 (>= $glibc)"
+case $needed in *libgcc_s.so.1*) depends+=", libgcc-s1 | libgcc1" ;; esac
 # Debian 13 and Ubuntu 24.04 call it libasound2t64.
 case $needed in *libasound.so.2*) depends+=", libasound2 | libasound2t64" ;; esac
 

@@ -109,5 +109,6 @@ fn every_verb_has_a_man_page_and_completions() {
             assert!(read(file).contains(verb), "{verb} in {file}");
         }
     }
+    assert!(!scene.path("pages/accentor-help.1").exists());
     assert!(read("accentor-adapt.1").contains("target\\-profile"));
 }

@@ -25,11 +25,13 @@ pub(super) fn run(args: &Args, mut command: clap::Command) -> anyhow::Result<()>
     let cannot = || format!("cannot write into {}", folder.display());
     std::fs::create_dir_all(folder).with_context(cannot)?;
     let name = command.get_name().to_owned();
+    // Completions add the verb `help`, which wants no pages.
+    let pages = command.clone();
     for shell in SHELLS {
         let path = clap_complete::generate_to(shell, &mut command, &name, folder).with_context(cannot)?;
         report::line(&format!("{} completions: {}", shell_name(shell), path.display()))?;
     }
-    clap_mangen::generate_to(command, folder).with_context(cannot)?;
+    clap_mangen::generate_to(pages, folder).with_context(cannot)?;
     report::line(&format!("man pages: {}", folder.join(format!("{name}.1")).display()))
 }
 
