@@ -8,10 +8,11 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use super::options::{
-    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset,
+    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset, target_profile,
 };
 use super::watch::{BudgetArgs, CheckpointArgs, Conducted, Watch, Watched};
 use super::{memory, report};
+use crate::board::Profile;
 use crate::graph::Head;
 use crate::source::Dataset;
 use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError};
@@ -125,9 +126,12 @@ pub(super) struct TrainingArgs {
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
-    /// Threads; the result does not depend on it
-    #[arg(long, default_value_t = 1)]
-    pub(super) threads: usize,
+    /// Threads; the result does not depend on it [default: those of --target-profile, else 1]
+    #[arg(long)]
+    pub(super) threads: Option<usize>,
+    /// Budgets of a kind of board: a name such as rpi4, a .toml file as in targets/, or auto for the board this runs on
+    #[arg(long, value_name = "NAME|FILE|auto")]
+    pub(super) target_profile: Option<String>,
     /// How the rate moves
     #[arg(long, value_enum, default_value_t = ScheduleName::OneCycle)]
     pub(super) schedule: ScheduleName,
@@ -187,6 +191,16 @@ pub(super) enum OptimiserName {
 }
 
 impl TrainingArgs {
+    /// The board's profile, where one is asked for.
+    pub(super) fn profile(&self) -> anyhow::Result<Option<Profile>> {
+        self.target_profile.as_deref().map(target_profile).transpose()
+    }
+
+    /// Threads: as given, else the profile's.
+    pub(super) fn threads(&self, profile: Option<&Profile>) -> usize {
+        self.threads.or(profile.map(|p| p.train_threads)).unwrap_or(1)
+    }
+
     /// Whether the rate is to be found by trials.
     pub(super) fn automatic(&self) -> bool {
         matches!(self.lr, Some(Rate::Auto))
@@ -236,6 +250,10 @@ pub(super) struct Outcome {
     pub(super) cancelled: bool,
     #[serde(flatten)]
     pub(super) watched: Watched,
+    pub(super) threads: usize,
+    /// The board's profile, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) target_profile: Option<String>,
     /// Classes that the file lacks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) new_labels: Vec<String>,
@@ -321,7 +339,9 @@ pub(super) struct Trained {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     crate::store::check_folder(&args.out).context("--out")?;
-    let watch = Watch::new(started, &args.budget, &args.checkpoint, &args.out)?;
+    let profile = args.training.profile()?;
+    let threads = args.training.threads(profile.as_ref());
+    let watch = Watch::new(started, &args.budget, &args.checkpoint, profile.as_ref(), &args.out)?;
     let model = args.open()?;
     let kind = model.front_end();
     let (augment, variants) = args.augment.augment(kind);
@@ -392,7 +412,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     drop(frozen);
 
     let material = Material { train: train.clone(), valid: valid.clone(), replay, cache: args.cache.options() };
-    let (automatic, threads) = (args.training.automatic(), args.training.threads);
+    let automatic = args.training.automatic();
     let Trained { adapter, conducted } = train_adapter(&model, adapter, &config, automatic, material, threads, &watch)?;
 
     let session = model.session(Some(&adapter))?;
@@ -416,6 +436,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         losses: fit.losses,
         cancelled: fit.cancelled,
         watched,
+        threads,
+        target_profile: profile.map(|p| p.name),
         new_labels: match model.head() {
             Some(Head::New { .. }) => model.labels().to_vec(),
             Some(Head::Extended) => model.labels()[model.frozen().labels().len()..].to_vec(),
@@ -477,6 +499,9 @@ fn print(o: &Outcome) -> anyhow::Result<()> {
         o.seconds,
         o.peak_rss_bytes as f64 / 1048576.0
     ))?;
+    if let Some(name) = &o.target_profile {
+        report::line(&format!("target profile {name}: {} threads", o.threads))?;
+    }
     if o.watched.paused_seconds > 0.0 {
         let rests: Vec<String> = o.watched.pauses.iter().map(|(why, s)| format!("{why} {s:.1} s")).collect();
         report::line(&format!("rested: {}", rests.join(", ")))?;

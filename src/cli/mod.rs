@@ -3,9 +3,11 @@
 mod adapt;
 mod bench;
 mod demo;
+mod doctor;
 mod eval;
 mod init;
 mod inspect;
+mod manual;
 mod memory;
 mod merge;
 mod operators;
@@ -16,7 +18,7 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Teaches a frozen ONNX model the local accent or camera, on the device.
 #[derive(Debug, Parser)]
@@ -49,6 +51,10 @@ enum Verb {
     #[command(allow_negative_numbers = true)]
     Demo(demo::Args),
     Operators(operators::Args),
+    Doctor(doctor::Args),
+    // For those who make packages.
+    #[command(hide = true)]
+    Manual(manual::Args),
 }
 
 /// Runs the command line of this process and says how it ended.
@@ -72,6 +78,8 @@ pub fn run() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Operators(args) => operators::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Manual(args) => manual::run(args, Cli::command()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::report;
+use crate::board::Profile;
 use crate::train::{
     Checkpoint, Fingerprint, Governor, Limits, OnBattery, Reason, Run, SystemSensors, TrainError, Verdict,
 };
@@ -54,11 +55,11 @@ fn parse_every(text: &str) -> Result<Every, String> {
     }
 }
 
-/// What a run may take.
+/// What a run may take. Time, memory and temperature are those of --target-profile where one is named.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Budgets")]
 pub(super) struct BudgetArgs {
-    /// End training when the program has run for so many seconds
+    /// End training when the program has run for so many seconds [default: that of --target-profile]
     #[arg(long, value_name = "SECONDS")]
     max_seconds: Option<f64>,
     /// Train in this share of the time and rest in between, e.g. 0.5
@@ -67,10 +68,10 @@ pub(super) struct BudgetArgs {
     /// Rest while other programs have a load average above this
     #[arg(long, value_name = "LOAD")]
     max_load: Option<f64>,
-    /// End training when the program holds more MiB of memory
+    /// End training when the program holds more MiB of memory [default: that of --target-profile]
     #[arg(long, value_name = "MIB")]
     max_memory_mib: Option<f64>,
-    /// Rest when the processor reaches so many °C, until it has 5 less
+    /// Rest when the processor reaches so many °C, until it has 5 less [default: that of --target-profile]
     #[arg(long, value_name = "CELSIUS")]
     max_temperature: Option<f32>,
     /// On battery: go on, pause until there is mains power, stop, or go on while so many percent are left, e.g. 40
@@ -91,14 +92,16 @@ fn parse_battery(text: &str) -> Result<OnBattery, String> {
 }
 
 impl BudgetArgs {
-    fn limits(&self) -> Limits {
+    /// As given, else those of the board.
+    fn limits(&self, profile: Option<&Profile>) -> Limits {
+        let board = profile.map(Limits::from).unwrap_or_default();
         Limits {
-            seconds: self.max_seconds,
+            seconds: self.max_seconds.or(board.seconds),
             cpu_share: self.cpu_share,
             load: self.max_load,
-            memory_mib: self.max_memory_mib,
-            temperature_c: self.max_temperature,
-            temperature_resume_c: None,
+            memory_mib: self.max_memory_mib.or(board.memory_mib),
+            temperature_c: self.max_temperature.or(board.temperature_c),
+            temperature_resume_c: if self.max_temperature.is_some() { None } else { board.temperature_resume_c },
             on_battery: self.on_battery,
         }
     }
@@ -145,9 +148,10 @@ enum End {
 }
 
 impl Watch {
-    /// No budgets, no checkpoint.
-    pub(super) fn plain() -> Self {
-        Self { started: Instant::now(), limits: Limits::default(), checkpoint: None }
+    /// The board's budgets, no checkpoint.
+    pub(super) fn plain(profile: Option<&Profile>) -> Self {
+        let limits = profile.map(Limits::from).unwrap_or_default();
+        Self { started: Instant::now(), limits, checkpoint: None }
     }
 
     /// `out` is the adapter's folder, which holds nothing else.
@@ -155,9 +159,10 @@ impl Watch {
         started: Instant,
         budget: &BudgetArgs,
         checkpoint: &CheckpointArgs,
+        profile: Option<&Profile>,
         out: &Path,
     ) -> anyhow::Result<Self> {
-        let limits = budget.limits();
+        let limits = budget.limits(profile);
         limits.check()?;
         let watch = Self {
             started,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::TrainError;
 use super::sensors::{Readings, Sensors};
+use crate::board::Profile;
 
 /// How often the machine is asked.
 const READ_EVERY: Duration = Duration::from_secs(1);
@@ -50,6 +51,19 @@ pub enum OnBattery {
     Stop,
     /// Goes on while the battery has this many percent at least, else rests; rests also where it does not say.
     Above(u8),
+}
+
+impl From<&Profile> for Limits {
+    /// What a board allows a training run: time, memory, temperature.
+    fn from(profile: &Profile) -> Self {
+        Self {
+            seconds: Some(profile.seconds as f64),
+            memory_mib: Some(profile.memory_mib as f64),
+            temperature_c: Some(profile.temperature_pause_c),
+            temperature_resume_c: Some(profile.temperature_resume_c),
+            ..Self::default()
+        }
+    }
 }
 
 impl Limits {
@@ -443,6 +457,9 @@ mod tests {
     fn limits_without_a_sensor_are_named_and_nonsense_is_refused() {
         let all = Limits { load: Some(1.0), memory_mib: Some(1.0), temperature_c: Some(70.0), ..Limits::default() };
         assert_eq!(row(all, &[Readings::default()]).blind(), ["load", "memory", "temperature"]);
+        for profile in Profile::built_in().unwrap() {
+            Limits::from(&profile).check().unwrap();
+        }
         let wrong = [
             Limits { seconds: Some(0.0), ..all },
             Limits { seconds: Some(f64::NAN), ..all },
