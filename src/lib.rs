@@ -30,7 +30,9 @@
 //! # }
 //! ```
 //!
-//! Modules stand in the order of the flow.
+//! Modules stand in the order of the flow; what a board is stands before it.
+
+pub mod board;
 
 pub mod source;
 

@@ -2,21 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::options::{
-    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset,
+    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset, target_profile,
 };
+use super::watch::{BudgetArgs, CheckpointArgs, Conducted, Watch, Watched};
 use super::{memory, report};
+use crate::board::Profile;
 use crate::graph::Head;
 use crate::source::Dataset;
-use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError, sweep};
+use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError};
 use crate::{Adapter, Augment, CacheOptions, Cached, Model, Trainer};
 
 /// Teach the model from labelled examples and write an adapter
@@ -25,7 +24,8 @@ use crate::{Adapter, Augment, CacheOptions, Cached, Model, Trainer};
     accentor adapt --model models/kws-commands --data my-clips --out my-accent\n  \
     accentor adapt --model net.onnx --labels cat,dog --data train.csv --eval test.csv --out porch-camera --lr auto\n  \
     accentor adapt --model models/kws-commands --data new-word --new-labels --replay old-words --out eleven-words\n  \
-    accentor adapt --model net.onnx --new-head embedding --data digits --out digits --sites none\n\n\
+    accentor adapt --model net.onnx --new-head embedding --data digits --out digits --sites none\n  \
+    accentor adapt --model models/kws-commands --data my-clips --out my-accent --checkpoint run --max-temperature 75\n\n\
     DATA is a folder with a folder a label, or a CSV with the columns path,label. --eval and --guard are only\n\
     reported: nothing is chosen by them.\n\n\
     New words: --new-labels gives the last layer a row for each label that the model lacks; clips of the old words in\n\
@@ -67,6 +67,10 @@ pub(super) struct Args {
     cache: CacheArgs,
     #[command(flatten)]
     augment: AugmentArgs,
+    #[command(flatten)]
+    budget: BudgetArgs,
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -122,9 +126,12 @@ pub(super) struct TrainingArgs {
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
-    /// Threads; the result does not depend on it
-    #[arg(long, default_value_t = 1)]
-    pub(super) threads: usize,
+    /// Threads; the result does not depend on it [default: those of --target-profile, else 1]
+    #[arg(long)]
+    pub(super) threads: Option<usize>,
+    /// Budgets of a kind of board: a name such as rpi4, a .toml file as in targets/, or auto for the board this runs on
+    #[arg(long, value_name = "NAME|FILE|auto")]
+    pub(super) target_profile: Option<String>,
     /// How the rate moves
     #[arg(long, value_enum, default_value_t = ScheduleName::OneCycle)]
     pub(super) schedule: ScheduleName,
@@ -184,6 +191,16 @@ pub(super) enum OptimiserName {
 }
 
 impl TrainingArgs {
+    /// The board's profile, where one is asked for.
+    pub(super) fn profile(&self) -> anyhow::Result<Option<Profile>> {
+        self.target_profile.as_deref().map(target_profile).transpose()
+    }
+
+    /// Threads: as given, else the profile's.
+    pub(super) fn threads(&self, profile: Option<&Profile>) -> usize {
+        self.threads.or(profile.map(|p| p.train_threads)).unwrap_or(1)
+    }
+
     /// Whether the rate is to be found by trials.
     pub(super) fn automatic(&self) -> bool {
         matches!(self.lr, Some(Rate::Auto))
@@ -231,6 +248,12 @@ pub(super) struct Outcome {
     pub(super) rate_trials: Vec<RateTrial>,
     pub(super) losses: Vec<f32>,
     pub(super) cancelled: bool,
+    #[serde(flatten)]
+    pub(super) watched: Watched,
+    pub(super) threads: usize,
+    /// The board's profile, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) target_profile: Option<String>,
     /// Classes that the file lacks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) new_labels: Vec<String>,
@@ -310,14 +333,15 @@ pub(super) struct Material {
 /// What training gave.
 pub(super) struct Trained {
     pub(super) adapter: Adapter,
-    pub(super) report: crate::train::FitReport,
-    pub(super) rate: f32,
-    pub(super) trials: Vec<RateTrial>,
+    pub(super) conducted: Conducted,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     crate::store::check_folder(&args.out).context("--out")?;
+    let profile = args.training.profile()?;
+    let threads = args.training.threads(profile.as_ref());
+    let watch = Watch::new(started, &args.budget, &args.checkpoint, profile.as_ref(), &args.out)?;
     let model = args.open()?;
     let kind = model.front_end();
     let (augment, variants) = args.augment.augment(kind);
@@ -388,26 +412,32 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     drop(frozen);
 
     let material = Material { train: train.clone(), valid: valid.clone(), replay, cache: args.cache.options() };
-    let trained = train_adapter(&model, adapter, &config, args.training.automatic(), material, args.training.threads)?;
+    let automatic = args.training.automatic();
+    let Trained { adapter, conducted } = train_adapter(&model, adapter, &config, automatic, material, threads, &watch)?;
 
-    let session = model.session(Some(&trained.adapter))?;
+    let session = model.session(Some(&adapter))?;
     let after = session.evaluate(model.labels(), measured)?;
     let guard = match (&guard, guard_before) {
         (Some(g), Some(before)) => Some(BeforeAfter { before, after: session.evaluate(model.labels(), g)? }),
         _ => None,
     };
-    model.write_adapter(&args.out, &trained.adapter)?;
+    model.write_adapter(&args.out, &adapter)?;
+    watch.finish()?;
+    let Conducted { report: fit, rate, trials, watched } = conducted;
     let outcome = Outcome {
-        trainable_parameters: trained.adapter.parameters(),
+        trainable_parameters: adapter.parameters(),
         adapter_bytes: folder_bytes(&args.out),
         examples: train.len(),
-        steps: trained.report.steps,
-        epochs: trained.report.epochs,
-        kept_epoch: trained.report.kept_epoch,
-        learning_rate: trained.rate,
-        rate_trials: trained.trials,
-        losses: trained.report.losses,
-        cancelled: trained.report.cancelled,
+        steps: fit.steps,
+        epochs: fit.epochs,
+        kept_epoch: fit.kept_epoch,
+        learning_rate: rate,
+        rate_trials: trials,
+        losses: fit.losses,
+        cancelled: fit.cancelled,
+        watched,
+        threads,
+        target_profile: profile.map(|p| p.name),
         new_labels: match model.head() {
             Some(Head::New { .. }) => model.labels().to_vec(),
             Some(Head::Extended) => model.labels()[model.frozen().labels().len()..].to_vec(),
@@ -432,6 +462,7 @@ pub(super) fn train_adapter(
     automatic: bool,
     material: Material,
     threads: usize,
+    watch: &Watch,
 ) -> anyhow::Result<Trained> {
     let mut trainer = model.trainer(adapter, threads)?;
     let mut cache = |clips: Clips| clips.cache(model, &mut trainer, &material.cache);
@@ -440,48 +471,8 @@ pub(super) fn train_adapter(
     let replay = material.replay.map(&mut cache).transpose()?;
     let splits = Splits { train: &train, replay: replay.as_ref(), valid: valid.as_ref() };
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let on_signal = interrupt(&stop)?;
-    let bar = ProgressBar::no_length();
-    let style = ProgressStyle::with_template("{msg:24} {bar:32} {pos}/{len} steps, {elapsed}");
-    bar.set_style(style.context("the progress bar's template")?);
-    let mut config = config.clone();
-    let mut trials = Vec::new();
-    if automatic {
-        bar.set_message("finding the rate");
-        let go_on = &mut || {
-            bar.tick();
-            !stop.load(Ordering::Relaxed)
-        };
-        (config.rate, trials) = sweep(&mut trainer, &config, splits, go_on)?;
-    }
-    let report = trainer.fit(&config, splits, &mut |p| {
-        bar.set_length(p.steps as u64);
-        bar.set_position(p.step as u64);
-        bar.set_message(format!("epoch {}/{} loss {:.4}", p.epoch, p.epochs, p.loss));
-        !stop.load(Ordering::Relaxed)
-    })?;
-    bar.finish_and_clear();
-    for id in on_signal {
-        signal_hook::low_level::unregister(id);
-    }
-    if report.cancelled {
-        report::note("stopped: the adapter is kept as it is now");
-    }
-    Ok(Trained { adapter: trainer.adapter(), report, rate: config.rate, trials })
-}
-
-/// The first Ctrl-C ends training at the next step; a second one ends the process.
-fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<Vec<signal_hook::SigId>> {
-    let mut ids = Vec::new();
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let register = || -> std::io::Result<[signal_hook::SigId; 2]> {
-            let hard = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
-            Ok([hard, signal_hook::flag::register(signal, stop.clone())?])
-        };
-        ids.extend(register().context("cannot listen for Ctrl-C")?);
-    }
-    Ok(ids)
+    let conducted = watch.conduct(&mut trainer, config, automatic, splits)?;
+    Ok(Trained { adapter: trainer.adapter(), conducted })
 }
 
 /// One class alone teaches the model to say that class always.
@@ -508,6 +499,13 @@ fn print(o: &Outcome) -> anyhow::Result<()> {
         o.seconds,
         o.peak_rss_bytes as f64 / 1048576.0
     ))?;
+    if let Some(name) = &o.target_profile {
+        report::line(&format!("target profile {name}: {} threads", o.threads))?;
+    }
+    if o.watched.paused_seconds > 0.0 {
+        let rests: Vec<String> = o.watched.pauses.iter().map(|(why, s)| format!("{why} {s:.1} s")).collect();
+        report::line(&format!("rested: {}", rests.join(", ")))?;
+    }
     if !o.new_labels.is_empty() {
         report::line(&format!("new labels: {}", o.new_labels.join(", ")))?;
     }

@@ -10,11 +10,16 @@ use serde::Serialize;
 
 use super::adapt::{BeforeAfter, Clips, Material, Outcome, Trained, TrainingArgs, folder_bytes, train_adapter};
 use super::options::{AdapterArgs, AugmentArgs, read_dataset};
+use super::watch::{Conducted, Watch};
 use super::{memory, report};
 use crate::{Augment, CacheOptions, Model, Session};
 
-/// The manifest, the ONNX file and the clips of models/kws-commands: name and bytes of each.
+/// The manifest, the ONNX file and the clips of models/kws-commands: name and bytes of each; none without the feature
+/// `demo-files`.
 static FILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/demo_files.rs"));
+
+/// Where a package has them, from the folder of the binary.
+const INSTALLED: &str = "../share/accentor/models/kws-commands";
 
 /// The voices that the base knows, which must not be forgotten.
 const US: &str = "us";
@@ -52,14 +57,16 @@ struct DemoOutcome {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
-    let accents = accents();
+    let folder = Files::get()?;
+    let demo = folder.path().join("demo");
+    let accents = accents(&demo)?;
     if !accents.contains(&args.accent) || args.accent == US {
         let others: Vec<&str> = accents.iter().map(String::as_str).filter(|a| *a != US).collect();
         bail!("there are no clips of the accent `{}`; there are {}", args.accent, others.join(", "));
     }
-    let folder = unpack()?;
+    let profile = args.training.profile()?;
+    let threads = args.training.threads(profile.as_ref());
     let model = Model::open(folder.path())?;
-    let demo = folder.path().join("demo");
     let (augment, variants) = args.augment.augment(model.front_end());
     augment.check()?;
     let read = |path: &Path, augment: &Augment, variants: usize| -> anyhow::Result<_> {
@@ -87,10 +94,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         replay: Some(Clips::Read(replay)),
         cache: CacheOptions::default(),
     };
-    let Trained { adapter, report: fit, rate, trials } =
-        train_adapter(&model, adapter, &config, args.training.automatic(), material, args.training.threads)?;
+    let automatic = args.training.automatic();
+    let Trained { adapter, conducted: Conducted { report: fit, rate, trials, watched } } =
+        train_adapter(&model, adapter, &config, automatic, material, threads, &Watch::plain(profile.as_ref()))?;
     let mut after = evaluate(&model.session(Some(&adapter))?)?;
-    let out = args.out.clone().unwrap_or_else(|| folder.path().join("adapter"));
+    let scratch = tempfile::tempdir().context("cannot make a folder for the adapter; set TMPDIR")?;
+    let out = args.out.clone().unwrap_or_else(|| scratch.path().join("adapter"));
     model.write_adapter(&out, &adapter)?;
 
     let outcome = Outcome {
@@ -104,6 +113,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         rate_trials: trials,
         losses: fit.losses,
         cancelled: fit.cancelled,
+        watched,
+        threads,
+        target_profile: profile.map(|p| p.name),
         new_labels: Vec::new(),
         seconds: started.elapsed().as_secs_f64(),
         peak_rss_bytes: memory::peak_rss_bytes(),
@@ -121,11 +133,39 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.json { report::json(&demo) } else { print(&demo) }
 }
 
-fn accents() -> Vec<String> {
-    let mut accents: Vec<String> =
-        FILES.iter().filter_map(|(name, _)| name.strip_prefix("demo/")?.split('/').next()).map(str::to_owned).collect();
-    accents.dedup();
-    accents
+fn accents(demo: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = std::fs::read_dir(demo).with_context(|| format!("cannot read {}", demo.display()))?;
+    let mut accents: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    accents.sort();
+    Ok(accents)
+}
+
+/// The folder with the demo's files.
+enum Files {
+    Unpacked(tempfile::TempDir),
+    Installed(PathBuf),
+}
+
+impl Files {
+    /// Those in the binary, else those of the package.
+    fn get() -> anyhow::Result<Self> {
+        if !FILES.is_empty() {
+            return Ok(Self::Unpacked(unpack()?));
+        }
+        let binary = std::env::current_exe().context("cannot find this binary")?;
+        let folder = binary.parent().unwrap_or(Path::new("")).join(INSTALLED);
+        if !folder.join("demo").is_dir() {
+            bail!("{} is not there: it comes with the package, or build with the feature demo-files", folder.display());
+        }
+        Ok(Self::Installed(folder))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Unpacked(folder) => folder.path(),
+            Self::Installed(folder) => folder,
+        }
+    }
 }
 
 /// The built-in files in a folder of their own, which goes when the demo ends.
@@ -161,6 +201,9 @@ fn print(demo: &DemoOutcome) -> anyhow::Result<()> {
         o.seconds,
         o.peak_rss_bytes as f64 / 1048576.0
     ))?;
+    if let Some(name) = &o.target_profile {
+        report::line(&format!("target profile {name}: {} threads", o.threads))?;
+    }
     if !o.out.is_empty() {
         report::line(&format!("adapter: {}", o.out))?;
     }

@@ -3,19 +3,22 @@
 mod adapt;
 mod bench;
 mod demo;
+mod doctor;
 mod eval;
 mod init;
 mod inspect;
+mod manual;
 mod memory;
 mod merge;
 mod operators;
 mod options;
 mod predict;
 mod report;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Teaches a frozen ONNX model the local accent or camera, on the device.
 #[derive(Debug, Parser)]
@@ -23,7 +26,7 @@ use clap::{Parser, Subcommand};
     name = "accentor",
     version,
     about,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\n\n\
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 4 stopped where the same command goes on (adapt --checkpoint).\n\n\
                   First steps:\n  accentor demo\n  accentor init my-model.onnx\n  \
                   accentor adapt --model model.toml --data my-clips --out my-accent"
 )]
@@ -48,6 +51,10 @@ enum Verb {
     #[command(allow_negative_numbers = true)]
     Demo(demo::Args),
     Operators(operators::Args),
+    Doctor(doctor::Args),
+    // For those who make packages.
+    #[command(hide = true)]
+    Manual(manual::Args),
 }
 
 /// Runs the command line of this process and says how it ended.
@@ -71,12 +78,20 @@ pub fn run() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Operators(args) => operators::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Manual(args) => manual::run(args, Cli::command()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report::error(&error);
-            ExitCode::from(1)
-        }
+        Err(error) => match error.downcast_ref::<watch::Stopped>() {
+            Some(stopped) => {
+                report::note(&stopped.to_string());
+                ExitCode::from(watch::STOPPED)
+            }
+            None => {
+                report::error(&error);
+                ExitCode::from(1)
+            }
+        },
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::board::{Found, Profile};
 use crate::graph::Choice;
 use crate::source::{Dataset, dataset};
 use crate::{AdapterSpec, Augment, CacheFormat, CacheOptions, Model, ModelOptions};
@@ -210,4 +211,15 @@ pub(super) fn default_rate(model: &Model, sites: &Choice) -> f32 {
 /// Reads a dataset and says which flag named it if that fails.
 pub(super) fn read_dataset(flag: &str, path: &Path) -> anyhow::Result<Dataset> {
     dataset(path).with_context(|| format!("cannot read {flag} {}", path.display()))
+}
+
+/// `--target-profile`: a name, a file, or `auto` for the board this runs on.
+pub(super) fn target_profile(asked: &str) -> anyhow::Result<Profile> {
+    if asked != "auto" {
+        return Profile::load(asked).context("--target-profile");
+    }
+    let found = Found::read(Path::new("/"), std::env::consts::ARCH);
+    found.profile()?.with_context(|| {
+        format!("--target-profile auto: there is no profile for {}; give a name, or a .toml file", found.arch)
+    })
 }

@@ -1,7 +1,13 @@
-//! Files that are there whole or not at all.
+//! Files that are there whole or not at all, and what a device has learnt of its owner.
 //!
 //! What is written goes to a temporary name in the same folder, is flushed to the disk (fsync), renamed to its name,
 //! and the folder is flushed. Whenever power is cut, the old content or the new one is there.
+
+mod disk;
+mod personal;
+
+pub use disk::{Disk, SystemDisk};
+pub use personal::{Example, ExampleInfo, Forget, Generation, Life, Number, Personal, Retention};
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -46,6 +52,24 @@ pub enum StoreError {
         path: PathBuf,
         /// First such entry.
         found: String,
+    },
+    /// A step in an adapter's life that there is not.
+    #[error(
+        "adapter {number} is {from}, which {to} does not follow: candidate, trial, confirmed is the way, and rolled back its end"
+    )]
+    Life {
+        /// Which adapter.
+        number: Number,
+        /// Where it is.
+        from: Life,
+        /// Where it was to go.
+        to: Life,
+    },
+    /// What is known of a thing cannot be written as JSON.
+    #[error("cannot write the header of a file: {source}")]
+    Header {
+        /// Why.
+        source: serde_json::Error,
     },
     /// A file name that leads out of the folder.
     #[error("`{name}` is not a plain file name")]

@@ -1,8 +1,8 @@
-//! A whole run: epochs over shuffled batches, early stop, the best adapter kept.
+//! What a run is told and what it says.
 
 use serde::Serialize;
 
-use super::{Cached, Clip, Loss, OptimiserKind, Schedule, TrainError, Trainer};
+use super::{Cached, Loss, OptimiserKind, Run, Schedule, TrainError, Trainer};
 
 /// Settings of a run; the defaults are the recipe of the README.
 #[derive(Clone, Debug)]
@@ -130,7 +130,7 @@ pub struct Progress {
 }
 
 /// What a run did.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct FitReport {
     /// Optimiser steps.
     pub steps: usize,
@@ -157,20 +157,6 @@ pub struct Splits<'a> {
     pub valid: Option<&'a Cached>,
 }
 
-/// Replayed examples for each training example, where those are of one class.
-const CONTRAST: usize = 4;
-/// Replayed examples an epoch, where the training examples are of one class.
-const LEAST_CONTRAST: usize = 32;
-
-/// Weights of target 0 and 1 with which both weigh the same in an epoch.
-fn balance(train: &Cached, replay: Option<&Cached>, replayed: usize) -> [f32; 2] {
-    let ones = |examples: &Cached| examples.targets().iter().filter(|t| **t == 1).count() as f32;
-    let share = replay.map_or(0.0, |r| ones(r) / r.len().max(1) as f32);
-    let all = (train.len() + replayed) as f32;
-    let one = ones(train) + share * replayed as f32;
-    if one > 0.0 && one < all { [all / (2.0 * (all - one)), all / (2.0 * one)] } else { [1.0; 2] }
-}
-
 impl Trainer {
     /// Trains; `observer` is called after each step and ends the run by returning false. With validation data the
     /// adapter of the best epoch stays (lowest loss), else the last.
@@ -178,6 +164,8 @@ impl Trainer {
     /// Replay examples are mixed in evenly: each epoch draws [`TrainConfig::replay`] of them for each training example,
     /// or all if there are fewer. Training examples of one class alone (a wake word) get four replayed ones each, at
     /// least 32, for all that the class is told from comes from there.
+    ///
+    /// A [`Run`] does the same step by step.
     ///
     /// # Errors
     /// A setting that makes no sense, a loss that is not finite any more, an operator that fails.
@@ -187,100 +175,17 @@ impl Trainer {
         splits: Splits,
         observer: &mut (dyn FnMut(&Progress) -> bool + Send),
     ) -> Result<FitReport, TrainError> {
-        config.check()?;
-        self.on_own_threads(|trainer| trainer.epochs(config, splits, observer))
-    }
-
-    fn epochs(
-        &mut self,
-        config: &TrainConfig,
-        splits: Splits,
-        observer: &mut dyn FnMut(&Progress) -> bool,
-    ) -> Result<FitReport, TrainError> {
-        let Splits { train, replay, valid } = splits;
-        if train.is_empty() {
-            return Err(TrainError::Empty);
-        }
-        let mut rng = fastrand::Rng::with_seed(config.seed);
-        let one_class = train.targets().iter().all(|t| *t == train.target(0));
-        let wanted = (train.len() as f32 * config.replay).ceil() as usize;
-        let wanted = if one_class { wanted.max(CONTRAST * train.len()).max(LEAST_CONTRAST) } else { wanted };
-        let replayed = replay.map_or(0, |r| r.len().min(wanted));
-        config.apply(self, balance(train, replay, replayed));
-        let per_epoch = (train.len() + replayed).div_ceil(config.batch);
-        let steps = per_epoch * config.epochs;
-        let mut report = FitReport::default();
-        let mut best: Option<(f64, Vec<f32>)> = None;
-        let mut since_best = 0;
-        let mut progress =
-            Progress { epoch: 1, epochs: config.epochs, step: 0, steps, loss: 0.0, valid_accuracy: None };
-
-        let mut clips: Vec<Clip> = Vec::with_capacity(config.batch.min(train.len() + replayed));
-        for epoch in 0..config.epochs {
-            // (from replay, index, variant), shuffled anew each epoch.
-            let mut order: Vec<(bool, usize, usize)> =
-                (0..train.len()).map(|i| (false, i, rng.usize(0..train.variants()))).collect();
-            if let Some(replay) = replay {
-                let mut indices: Vec<usize> = (0..replay.len()).collect();
-                rng.shuffle(&mut indices);
-                order.extend(indices[..replayed].iter().map(|i| (true, *i, rng.usize(0..replay.variants()))));
-            }
-            rng.shuffle(&mut order);
-            let mut sum = 0.0;
-            for (index, part) in order.chunks(config.batch).enumerate() {
-                clips.clear();
-                clips.extend(part.iter().map(|(old, i, v)| {
-                    let from = if *old { replay.unwrap_or(train) } else { train };
-                    (from.input(*i, *v), from.target(*i))
-                }));
-                let rate = config.rate * config.schedule.factor(report.steps, steps);
-                let loss = self.step(&clips, rate)?;
-                if !loss.is_finite() {
-                    return Err(TrainError::Diverged { step: report.steps + 1, rate });
-                }
-                report.steps += 1;
-                sum += loss;
-                progress.epoch = epoch + 1;
-                progress.step = report.steps;
-                progress.loss = sum / (index + 1) as f32;
-                if !observer(&progress) {
-                    report.cancelled = true;
-                    break;
+        let mut run = Run::new(self, config, false, splits)?;
+        self.on_own_threads(|trainer| {
+            while run.step(trainer)? {
+                if !observer(&run.progress()) {
+                    run.end(trainer)?;
+                    return Ok(run.report().clone());
                 }
             }
-            report.losses.push(progress.loss);
-            if !report.cancelled {
-                report.epochs = epoch + 1;
-            }
-            report.kept_epoch = epoch + 1;
-            if let Some(valid) = valid.filter(|v| !v.is_empty()) {
-                let (correct, loss) = self.evaluate(valid)?;
-                let accuracy = correct as f64 / valid.len() as f64;
-                progress.valid_accuracy = Some(accuracy);
-                if best.as_ref().is_none_or(|(least, _)| loss < *least) {
-                    best = Some((loss, self.snapshot()));
-                    report.valid_accuracy = Some(accuracy);
-                    since_best = 0;
-                    report.kept_epoch = epoch + 1;
-                } else {
-                    since_best += 1;
-                    report.kept_epoch = epoch + 1 - since_best;
-                }
-                if config.patience.is_some_and(|p| since_best >= p) {
-                    break;
-                }
-            }
-            if report.cancelled {
-                break;
-            }
-        }
-        if let Some((_, params)) = best {
-            self.restore(&params)?;
-        }
-        if self.snapshot().iter().any(|p| !p.is_finite()) {
-            return Err(TrainError::Diverged { step: report.steps, rate: config.rate });
-        }
-        self.describe(train.len(), report.steps);
-        Ok(report)
+            // Behind the last step there is nothing left to end.
+            observer(&run.progress());
+            Ok(run.report().clone())
+        })
     }
 }

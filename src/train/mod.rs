@@ -1,25 +1,31 @@
-//! Loss, optimiser, schedule, trainer, evaluation.
+//! Loss, optimiser, schedule, trainer, runs that rest and resume, their budgets, evaluation.
 
 mod cache;
+mod checkpoint;
 mod evaluate;
 mod examples;
 mod fit;
+mod governor;
 mod loss;
 mod optimiser;
-mod rate;
+mod run;
 mod schedule;
+mod sensors;
 mod trainer;
 
 pub use cache::{CacheFormat, CacheOptions, Cached, CachedInput, ClipInput};
+pub use checkpoint::{Checkpoint, CheckpointError, Fingerprint};
 pub(crate) use evaluate::predicted;
 pub use evaluate::{ClassCount, Evaluation};
 pub use examples::Examples;
 pub(crate) use examples::row_major;
 pub use fit::{FitReport, Progress, Splits, TrainConfig};
+pub use governor::{Governor, Limits, OnBattery, Reason, Verdict};
 pub use loss::{CustomLoss, Loss};
 pub use optimiser::{Optimiser, OptimiserKind};
-pub use rate::{RateTrial, sweep};
+pub use run::{RateTrial, Run};
 pub use schedule::Schedule;
+pub use sensors::{Battery, Readings, Sensors, SystemSensors};
 #[cfg(feature = "cli")]
 pub(crate) use trainer::PARTS;
 pub use trainer::{CacheWriter, Clip, Trainer};

@@ -77,4 +77,20 @@ impl Optimiser {
         self.second.fill(0.0);
         self.steps = 0;
     }
+
+    /// Moments and steps.
+    pub(super) fn state(&self) -> (&[f32], &[f32], u32) {
+        (&self.first, &self.second, self.steps)
+    }
+
+    /// Takes back what [`Optimiser::state`] gave; says whether it fits.
+    pub(super) fn set_state(&mut self, first: &[f32], second: &[f32], steps: u32) -> bool {
+        if (first.len(), second.len()) != (self.first.len(), self.second.len()) {
+            return false;
+        }
+        self.first.copy_from_slice(first);
+        self.second.copy_from_slice(second);
+        self.steps = steps;
+        true
+    }
 }

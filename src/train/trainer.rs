@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::cache::{Layout, Records};
 use super::evaluate::predicted;
-use super::{CacheFormat, CacheOptions, Cached, ClipInput, Examples, Loss, Optimiser, OptimiserKind, TrainError};
+use super::{
+    CacheFormat, CacheOptions, Cached, CheckpointError, ClipInput, Examples, Loss, Optimiser, OptimiserKind, TrainError,
+};
 use crate::graph::{Ending, Graph, Site, ValueId};
 use crate::lora::{Adapter, SiteWeights};
 use crate::plan::{Arena, Plan, Program};
@@ -469,6 +471,32 @@ impl Trainer {
     pub(super) fn describe(&mut self, examples: usize, steps: usize) {
         self.adapter.examples = examples;
         self.adapter.steps = steps;
+    }
+
+    /// The adapter as the trainer was given it.
+    pub(super) fn given_adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// Moments and steps of the optimiser.
+    pub(super) fn moments(&self) -> (&[f32], &[f32], u32) {
+        self.optimiser.state()
+    }
+
+    /// Takes parameters and what [`Trainer::moments`] gave back.
+    pub(super) fn go_on(
+        &mut self,
+        params: &[f32],
+        first: &[f32],
+        second: &[f32],
+        steps: u32,
+    ) -> Result<(), CheckpointError> {
+        if params.len() != self.params.len() || !self.optimiser.set_state(first, second, steps) {
+            return Err(CheckpointError::Contradiction);
+        }
+        self.params.copy_from_slice(params);
+        self.prepared = false;
+        Ok(())
     }
 
     /// The gradient of the last batch, in the shapes of the adapter's tensors.
