@@ -471,8 +471,8 @@ pub(super) fn train_adapter(
     Ok(Trained { adapter: trainer.adapter(), report, rate: config.rate, trials })
 }
 
-/// The first Ctrl-C ends training at the next step; a second one ends the process.
-fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<Vec<signal_hook::SigId>> {
+/// The first Ctrl-C sets `stop`; a second one ends the process.
+pub(super) fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<Vec<signal_hook::SigId>> {
     let mut ids = Vec::new();
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let register = || -> std::io::Result<[signal_hook::SigId; 2]> {

@@ -3,14 +3,17 @@
 mod adapt;
 mod bench;
 mod demo;
+mod devices;
 mod eval;
 mod init;
 mod inspect;
+mod listen;
 mod memory;
 mod merge;
 mod operators;
 mod options;
 mod predict;
+mod record;
 mod report;
 
 use std::process::ExitCode;
@@ -48,6 +51,10 @@ enum Verb {
     #[command(allow_negative_numbers = true)]
     Demo(demo::Args),
     Operators(operators::Args),
+    Devices(devices::Args),
+    Record(record::Args),
+    #[command(allow_negative_numbers = true)]
+    Listen(listen::Args),
 }
 
 /// Runs the command line of this process and says how it ended.
@@ -71,6 +78,9 @@ pub fn run() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Operators(args) => operators::run(args),
+        Verb::Devices(args) => devices::run(args),
+        Verb::Record(args) => record::run(args),
+        Verb::Listen(args) => listen::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
