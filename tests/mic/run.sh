@@ -38,7 +38,7 @@ python3 tests/mic/scene.py make "$speech" "$work" "$people"
 count() { python3 tests/mic/scene.py count "$work" "$1" "$2"; }
 
 # 1. From the file itself: what the model makes of this speech without any device.
-"$accentor" listen --model "$model" --input "$work/speech.wav" --json > "$work/file.jsonl"
+"$accentor" listen --model "$model" --threshold 0.7 --input "$work/speech.wav" --json > "$work/file.jsonl"
 count "$work/file.jsonl" "from the file"
 
 # 2. ALSA: a capture device that reads a pipe which is filled at the pace of a microphone (`paced`), one that reads a file as
@@ -62,13 +62,13 @@ done
 grep -q 'speech at the pace of a microphone' "$work/devices.txt" || fail "devices does not say what a device is"
 grep -q 'ALSA lib' "$work/devices.err" && fail "devices prints what ALSA says: $(cat "$work/devices.err")"
 # A default device that is not there is an error with a cure.
-if "$accentor" listen --model "$model" > "$work/out" 2> "$work/err"; then fail "listened to no device"; fi
+if "$accentor" listen --model "$model" --threshold 0.7 > "$work/out" 2> "$work/err"; then fail "listened to no device"; fi
 grep -q 'accentor devices' "$work/err" || fail "no cure in: $(cat "$work/err")"
 
 seconds=$(cat "$work/seconds")
 # The player ends with the listener, and what it left in the pipe goes.
 paced() {
-    "$accentor" listen --model "$model" --input paced --seconds "$seconds" "${@:2}" --json > "$1" & started+=($!); listener=$!
+    "$accentor" listen --model "$model" --threshold 0.7 --input paced --seconds "$seconds" "${@:2}" --json > "$1" & started+=($!); listener=$!
     sleep 0.5
     python3 tests/mic/scene.py play "$work/speech.raw" "$work/pipe" & started+=($!); player=$!
     wait "$listener"
@@ -85,11 +85,11 @@ paced "$work/tiny.jsonl" --ring-ms 4
 python3 tests/mic/scene.py gaps "$work/tiny.jsonl" "ALSA, a ring of 4 ms"
 
 # Faster than any model: the ring overflows, and what is lost and what is heard is all that was said.
-"$accentor" listen --model "$model" --input rushed --seconds "$seconds" --json > "$work/rushed.jsonl"
+"$accentor" listen --model "$model" --threshold 0.7 --input rushed --seconds "$seconds" --json > "$work/rushed.jsonl"
 python3 tests/mic/scene.py gaps "$work/rushed.jsonl" "ALSA, as fast as it goes"
 
 # Silence is no word.
-"$accentor" listen --model "$model" --input null --seconds 60 --json > "$work/null.jsonl"
+"$accentor" listen --model "$model" --threshold 0.7 --input null --seconds 60 --json > "$work/null.jsonl"
 grep -q '"detections":0' "$work/null.jsonl" || fail "words in silence: $(cat "$work/null.jsonl")"
 
 # 3. PulseAudio, a server of our own.
@@ -112,7 +112,7 @@ pcm.!default { type pulse hint { show on description "PulseAudio" } }
 ctl.!default { type pulse }
 RC
 listen() {
-    "$accentor" listen --model "$model" --seconds "$(($1 + 2))" "${@:2}" --json & started+=($!); listener=$!
+    "$accentor" listen --model "$model" --threshold 0.7 --seconds "$(($1 + 2))" "${@:2}" --json & started+=($!); listener=$!
 }
 listen "$seconds" > "$work/pulse.jsonl"
 sleep 1
