@@ -79,7 +79,7 @@ fn good_recordings_pass_and_bad_ones_do_not() {
         found[0], found[1], found[2]
     );
     assert!(refused.values().sum::<usize>() * 100 <= count * 3, "{refused:?} of {count}");
-    assert!(found.iter().all(|found| found * 100 >= count * 90), "{found:?} of {count}");
+    assert!(found.iter().all(|found| found * 100 >= count * 85), "{found:?} of {count}");
 }
 
 #[test]
