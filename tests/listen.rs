@@ -102,7 +102,7 @@ fn labelled(model: &Model, events: &[Event]) -> Vec<(String, f64)> {
 fn words_are_heard_where_they_were_said() {
     let (model, speech) = (kws(), speech(4));
     let at_model_rate = Audio { samples: speech.samples.clone(), rate_hz: RATE_HZ };
-    let mut of = |rate_hz: u32| {
+    let of = |rate_hz: u32| {
         let mut spotter = spotter(&model, rate_hz);
         let mut sound = ClipSound::new(resample(&at_model_rate, rate_hz).unwrap());
         let found = labelled(&model, &events(&mut sound, &mut spotter));
