@@ -11,11 +11,11 @@ use crate::source::{Audio, Sample, quality};
 pub const LEAST_CLIPS: usize = 3;
 
 /// One clip of [`LEAST_CLIPS`] or four is unlike the others from this many times their distance on. Real digits of four speakers
-/// (docs/microphone.md): 3 of 200 sets of three good clips have such a clip …
+/// (docs/microphone.md): 4 of 200 sets of three good clips have such a clip …
 const LIMIT_OF_FEW: f32 = 1.8;
 
-/// … and 7 of 200 sets of five with this one.
-const LIMIT: f32 = 1.6;
+/// … and 5 of 200 sets of five with this one.
+const LIMIT: f32 = 1.7;
 
 /// A clip as a sequence of frames, for [`distance`].
 #[derive(Clone, Debug, PartialEq)]
