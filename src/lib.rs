@@ -59,6 +59,8 @@ pub mod store;
 mod model;
 mod session;
 
+pub mod listen;
+
 #[cfg(feature = "cli")]
 pub mod cli;
 

@@ -1,12 +1,15 @@
-//! A training step and an inference call allocate nothing, on one thread and on two.
+//! A training step and an inference call allocate nothing, on one thread and on two; nor does listening.
 #![cfg(feature = "onnx")]
 #![allow(clippy::unwrap_used)]
 
 mod recording;
 
 use std::alloc::System;
+use std::sync::Arc;
 
 use accentor::graph::Op;
+use accentor::listen::{ListenSettings, Spotter, listen};
+use accentor::source::{Heard, Sound, SourceError};
 use accentor::{AdapterSpec, CacheFormat, CacheOptions, Model};
 use recording::Recording;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -66,6 +69,48 @@ fn counted(model: &Model, threads: usize, options: &CacheOptions, steps: usize) 
     [step, inference[0], inference[1]]
 }
 
+/// The same block again and again, with gaps between.
+struct Loop {
+    block: Vec<f32>,
+    reads: usize,
+}
+
+impl Sound for Loop {
+    fn rate_hz(&self) -> u32 {
+        48_000
+    }
+
+    fn read(&mut self, block: &mut [f32]) -> Result<Heard, SourceError> {
+        self.reads += 1;
+        if self.reads.is_multiple_of(200) {
+            return Ok(Heard::Gap { lost_samples: 480 });
+        }
+        let count = block.len().min(self.block.len());
+        block[..count].copy_from_slice(&self.block[..count]);
+        Ok(Heard::Samples(count))
+    }
+}
+
+/// Calls of the audio path, from the samples to the words, after its first windows; and windows and gaps that it had.
+fn streamed(model: &Model) -> (usize, u64, u64) {
+    let mut rng = fastrand::Rng::with_seed(0);
+    let mut sound = Loop { block: (0..700).map(|_| rng.f32() - 0.5).collect(), reads: 0 };
+    let session = Arc::new(model.session(None).unwrap());
+    let mut spotter = Spotter::new(model, session, sound.rate_hz(), &ListenSettings::default()).unwrap();
+    let mut run = |reads: usize| {
+        let mut left = reads;
+        listen(&mut sound, &mut spotter, &mut |_, _| {
+            left -= 1;
+            left > 0
+        })
+        .unwrap();
+    };
+    run(300);
+    let found = allocations(|| run(1000));
+    assert_eq!(spotter.heard().silent_windows, 0);
+    (found, spotter.heard().windows, spotter.heard().gaps)
+}
+
 // One test alone: the counter is of the process.
 #[test]
 fn a_step_and_a_call_allocate_nothing() {
@@ -79,6 +124,9 @@ fn a_step_and_a_call_allocate_nothing() {
             }
         }
     }
+    let (found, windows, gaps) = streamed(&own);
+    assert_eq!(found, 0, "the audio path");
+    assert!(windows > 100 && gaps > 4, "{windows} windows, {gaps} gaps");
     let (mut tried, mut wrong) = (0, Vec::new());
     for name in recording::names().into_iter().filter(|name| name.ends_with("-b3")) {
         let recording = Recording::read(&name);

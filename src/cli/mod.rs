@@ -3,16 +3,19 @@
 mod adapt;
 mod bench;
 mod demo;
+mod devices;
 mod doctor;
 mod eval;
 mod init;
 mod inspect;
+mod listen;
 mod manual;
 mod memory;
 mod merge;
 mod operators;
 mod options;
 mod predict;
+mod record;
 mod report;
 mod watch;
 
@@ -55,6 +58,10 @@ enum Verb {
     // For those who make packages.
     #[command(hide = true)]
     Manual(manual::Args),
+    Devices(devices::Args),
+    Record(record::Args),
+    #[command(allow_negative_numbers = true)]
+    Listen(listen::Args),
 }
 
 /// Runs the command line of this process and says how it ended.
@@ -80,6 +87,9 @@ pub fn run() -> ExitCode {
         Verb::Operators(args) => operators::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Manual(args) => manual::run(args, Cli::command()),
+        Verb::Devices(args) => devices::run(args),
+        Verb::Record(args) => record::run(args),
+        Verb::Listen(args) => listen::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

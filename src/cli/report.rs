@@ -27,6 +27,12 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// The terminal's bell.
+#[cfg(feature = "mic")]
+pub(super) fn bell() {
+    let _ = write!(std::io::stderr().lock(), "\x07");
+}
+
 /// The end of a run that failed.
 pub(super) fn error(error: &anyhow::Error) {
     let mut text = String::new();

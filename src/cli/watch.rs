@@ -343,7 +343,7 @@ fn rest(wait: Duration, stop: &AtomicBool) {
 }
 
 /// The first Ctrl-C ends training at the next step; a second one ends the process.
-fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<Vec<signal_hook::SigId>> {
+pub(super) fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<Vec<signal_hook::SigId>> {
     let mut ids = Vec::new();
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let register = || -> std::io::Result<[signal_hook::SigId; 2]> {

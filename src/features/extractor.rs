@@ -45,6 +45,15 @@ impl Extractor {
         self.values
     }
 
+    /// Samples a second and samples of the window that a front end of sound hears; none of pictures and tensors.
+    pub fn sound(&self) -> Option<(u32, usize)> {
+        match &self.stage {
+            Stage::Spectrum(clip, _) => Some((clip.rate_hz, clip.window_samples)),
+            Stage::Waveform(settings) => Some((settings.clip.rate_hz, settings.clip.window_samples)),
+            Stage::Pixels(_) | Stage::Tensor(_) => None,
+        }
+    }
+
     /// The model's input for one sample, `[values]` in the model's own row-major layout.
     ///
     /// # Errors

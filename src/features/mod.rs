@@ -7,6 +7,7 @@ mod augment;
 mod clip;
 mod extractor;
 mod image;
+pub mod likeness;
 mod settings;
 mod spectrum;
 mod stream;

@@ -106,6 +106,16 @@ impl Stream {
         self.moved.is_some()
     }
 
+    /// The samples of the window that [`Stream::next`] has just given, or what is in of the next one and stale samples behind.
+    pub fn window(&self) -> &[f32] {
+        &self.samples
+    }
+
+    /// What [`Stream::next`] has given last.
+    pub fn features(&self) -> &[f32] {
+        &self.features
+    }
+
     /// Forgets what came so far: after a gap in the sound.
     pub fn reset(&mut self) {
         (self.filled, self.skip, self.computed, self.given) = (0, 0, 0, false);

@@ -120,6 +120,29 @@ fn wav_problem(error: &hound::Error) -> String {
     }
 }
 
+/// A WAV file of 16 bits; what is beyond -1 to 1 is cut off.
+///
+/// # Errors
+/// A clip of more than 2 GiB.
+pub fn wav_bytes(audio: &Audio) -> std::io::Result<Vec<u8>> {
+    let spec = hound::WavSpec {
+        channels: 1,
+        sample_rate: audio.rate_hz,
+        bits_per_sample: 16,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let mut file = std::io::Cursor::new(Vec::new());
+    let write = |file: &mut std::io::Cursor<Vec<u8>>| {
+        let mut writer = hound::WavWriter::new(file, spec)?;
+        for sample in &audio.samples {
+            writer.write_sample((sample * 32768.0).round().clamp(-32768.0, 32767.0) as i16)?;
+        }
+        writer.finalize()
+    };
+    write(&mut file).map_err(std::io::Error::other)?;
+    Ok(file.into_inner())
+}
+
 /// Averages interleaved channels as they come.
 struct Mono<'a> {
     path: &'a Path,
@@ -217,6 +240,16 @@ mod tests {
         }
         let path = float_wav(&folder, &[0.25, -1.5]);
         assert_eq!(decoded(&path).unwrap().samples, [0.25, -1.5]);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.wav");
+        let clip = Audio { samples: vec![0.0, 0.5, -1.0, 2.0, -3.0], rate_hz: 16_000 };
+        std::fs::write(&path, wav_bytes(&clip).unwrap()).unwrap();
+        let read = decoded(&path).unwrap();
+        assert_eq!((read.samples, read.rate_hz), (vec![0.0, 0.5, -1.0, 32767.0 / 32768.0, -1.0], 16_000));
     }
 
     #[test]

@@ -7,8 +7,12 @@
 #[cfg(feature = "audio-files")]
 mod clip;
 mod dataset;
+mod live;
+#[cfg(feature = "mic")]
+pub mod microphone;
 #[cfg(feature = "images")]
 mod picture;
+pub mod quality;
 mod resample;
 mod tensor;
 
@@ -18,8 +22,11 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayView, Dimension};
 
+#[cfg(feature = "audio-files")]
+pub use clip::wav_bytes;
 pub use dataset::{Dataset, Example, dataset};
-pub use resample::resample;
+pub use live::{ClipSound, Heard, PcmSound, Sound};
+pub use resample::{Resampler, resample};
 pub(crate) use resample::{dot, resample_by};
 
 /// The sampling rates that are believed, in Hz; outside them a header is taken for damaged.
@@ -151,11 +158,33 @@ pub enum SourceError {
         /// [`MAX_VALUES`].
         limit: usize,
     },
+    /// A stream of samples that the system stopped giving.
+    #[error("cannot read samples: {source}")]
+    Stream {
+        /// What the system said.
+        source: io::Error,
+    },
     /// A rate that is not believed.
     #[error("expected a sampling rate of {} to {} Hz, found {rate_hz} Hz; give the clip's true rate", RATES_HZ.start(), RATES_HZ.end())]
     Rate {
         /// The rate.
         rate_hz: u32,
+    },
+    /// A device that gives no sound.
+    #[error("{device}: {problem}; {cure}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        cure: &'static str,
+    },
+    /// A number of channels that is not believed.
+    #[error("expected 1 to 64 channels, found {channels}; give the stream's true number")]
+    Channels {
+        /// The number.
+        channels: u16,
     },
     /// A resampled clip would be too long.
     #[error(

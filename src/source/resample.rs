@@ -56,7 +56,85 @@ pub(crate) fn resample_by(samples: &[f32], up: usize, down: usize) -> Option<Vec
     Some(resampled)
 }
 
+/// Most samples that [`Resampler::take`] turns at once.
+const CHUNK: usize = 1024;
+
+/// [`resample`] for sound as it comes: the same samples, bit for bit, each as soon as the filter has those that it reaches
+/// for (ten of the slower rate). Nothing is allocated after it is made.
+#[derive(Debug)]
+pub struct Resampler {
+    taps: Option<Taps>,
+    up: usize,
+    down: usize,
+    /// What a later sample may still reach for.
+    held: Vec<f32>,
+    /// The next sample lies at `whole + phase / up` of `held`.
+    whole: usize,
+    phase: usize,
+    output: Vec<f32>,
+}
+
+impl Resampler {
+    /// From one rate to another.
+    ///
+    /// # Errors
+    /// A rate outside [`RATES_HZ`].
+    pub fn new(from_hz: u32, to_hz: u32) -> Result<Self, SourceError> {
+        for rate_hz in [from_hz, to_hz] {
+            if !RATES_HZ.contains(&rate_hz) {
+                return Err(SourceError::Rate { rate_hz });
+            }
+        }
+        let common = gcd(to_hz as usize, from_hz as usize);
+        let (up, down) = (to_hz as usize / common, from_hz as usize / common);
+        let taps = (up != down).then(|| Taps::new(up, down));
+        let held = Vec::with_capacity(taps.as_ref().map_or(0, |taps| taps.width + CHUNK));
+        let output = Vec::with_capacity(CHUNK * up / down + 2);
+        Ok(Self { taps, up, down, held, whole: 0, phase: 0, output })
+    }
+
+    /// Takes samples from the front of `block` and puts what they become in the place of [`Resampler::output`]; false when
+    /// the block is used up.
+    pub fn take(&mut self, block: &mut &[f32]) -> bool {
+        self.output.clear();
+        let (taken, rest) = block.split_at(block.len().min(CHUNK));
+        *block = rest;
+        if taken.is_empty() {
+            return false;
+        }
+        let Some(taps) = &self.taps else {
+            self.output.extend_from_slice(taken);
+            return true;
+        };
+        self.held.extend_from_slice(taken);
+        while self.whole + taps.width - taps.before <= self.held.len() {
+            self.output.push(taps.at(&self.held, self.whole, self.phase));
+            self.phase += self.down;
+            self.whole += self.phase / self.up;
+            self.phase %= self.up;
+        }
+        let passed = self.whole.saturating_sub(taps.before).min(self.held.len());
+        self.held.copy_within(passed.., 0);
+        self.held.truncate(self.held.len() - passed);
+        self.whole -= passed;
+        true
+    }
+
+    /// What the last [`Resampler::take`] gave.
+    pub fn output(&self) -> &[f32] {
+        &self.output
+    }
+
+    /// Forgets what came so far: after a gap in the sound.
+    pub fn reset(&mut self) {
+        (self.whole, self.phase) = (0, 0);
+        self.held.clear();
+        self.output.clear();
+    }
+}
+
 /// The filter, one row of taps a phase.
+#[derive(Debug)]
 struct Taps {
     /// `[phases, width]`.
     rows: Vec<f32>,
@@ -267,6 +345,42 @@ mod tests {
             Err(SourceError::TooLong { .. })
         ));
         assert!(resample_by(&[1.0], 0, 1).is_none() && resample_by(&[1.0], 1, 0).is_none());
+    }
+
+    #[test]
+    fn blocks_of_any_size_give_the_bits_of_the_whole_clip() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let samples: Vec<f32> = (0..9000).map(|_| rng.f32() - 0.5).collect();
+        for (from, to) in [
+            (8000, 16000),
+            (44100, 16000),
+            (48000, 16000),
+            (16000, 16000),
+            (16000, 48000),
+            (768_000, 1000),
+            (16001, 16000),
+        ] {
+            let whole = resample(&Audio { samples: samples.clone(), rate_hz: from }, to).unwrap().samples;
+            let mut resampler = Resampler::new(from, to).unwrap();
+            let capacity = (resampler.held.capacity(), resampler.output.capacity());
+            for longest in [1, 37, 9000] {
+                resampler.reset();
+                let (mut at, mut found) = (0, Vec::new());
+                while at < samples.len() {
+                    let end = samples.len().min(at + rng.usize(0..=longest));
+                    let mut block = &samples[at..end];
+                    while resampler.take(&mut block) {
+                        found.extend_from_slice(resampler.output());
+                    }
+                    at = end;
+                }
+                let late = (20 * from.max(to)).div_ceil(from) as usize + 1;
+                assert!(found.len() + late >= whole.len(), "{from} -> {to}: {} of {}", found.len(), whole.len());
+                assert!(found[..] == whole[..found.len()], "{from} -> {to}, blocks up to {longest}");
+            }
+            assert_eq!(capacity, (resampler.held.capacity(), resampler.output.capacity()));
+        }
+        assert!(matches!(Resampler::new(16_000, 0), Err(SourceError::Rate { rate_hz: 0 })));
     }
 
     #[test]
