@@ -1,6 +1,6 @@
 //! Words in streams: the library's path from sound to events, and `accentor listen` on files and pipes.
 #![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The checks of recorded clips on real recordings: how many good ones they refuse, and how many bad ones they find. Needs
 //! the shared folder's fsdd; says so where that is absent.
 #![cfg(feature = "audio-files")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
