@@ -6,7 +6,7 @@
 //! Each output is one chain of multiply-adds in the order of the kernel, whatever tile it falls in.
 //!
 //! Rows form runs in the same way, so that the places of the taps are worked out once a run. The common kernels have a loop of
-//! their own ([`lines`]).
+//! their own (`depthwise/lines.rs`).
 //!
 //! Tiles of one size are walked through all rows in one dispatch: with more than one size of tile in a dispatch LLVM stops
 //! inlining the SIMD loads, which made it several times slower.
