@@ -34,7 +34,7 @@ fn doctor_shows_a_recorded_board() {
     scene.write("pi/proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0");
     scene.write("pi/proc/asound/cards", " 2 [Device         ]: USB-Audio - USB PnP Sound Device\n");
     scene.write("pi/proc/asound/pcm", "02-00: USB Audio : USB Audio : capture 1\n");
-    scene.write("pi/sys/class/thermal/thermal_zone0/temp", "51850\n");
+    scene.write("pi/sys/class/thermal/thermal_zone0/temp", "51900\n");
     scene.write("pi/dev/gpiochip4", "");
     let text = String::from_utf8(scene.run("doctor --root pi").stdout).unwrap();
     for said in [

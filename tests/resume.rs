@@ -305,7 +305,7 @@ mod binary {
         assert_eq!((&small["ended_by"], &small["steps"]), (&"memory".into(), &0.into()));
 
         // With a checkpoint the time is over but not the run.
-        let timed = format!("{line} --out out --checkpoint run --cpu-share 0.2 --json");
+        let timed = format!("{line} --out out --checkpoint run --cpu-share 0.05 --json");
         let output = scene.run(&format!("{timed} --max-seconds 0.5"));
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(STOPPED), "{said}");
