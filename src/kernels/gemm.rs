@@ -248,7 +248,11 @@ fn product(
         generic,
         lanes,
     };
-    let (rows, wide) = if lanes == 4 && size.is_outer() { (8, 2) } else { (main_rows(lanes), wide) };
+    let (rows, wide) = match lanes {
+        4 if size.is_outer() => (8, 2),
+        4 if size.rows_stand_in_fours() => (4, wide),
+        _ => (main_rows(lanes), wide),
+    };
     let mut main = m - m % rows;
     cover(&size, c, 0..main, rows, wide);
     if m - main == 7 {
@@ -437,6 +441,11 @@ impl<'a> Sizes<'a> {
     /// Whether a step of k is an outer product of values that stand side by side.
     fn is_outer(&self) -> bool {
         self.a_col > 1 && self.a_rows.step == 1 && self.a_rows.inner == usize::MAX && self.panel == usize::MAX
+    }
+
+    /// Whether a tile of four rows reads four values of A side by side at each step.
+    fn rows_stand_in_fours(&self) -> bool {
+        self.a_col > 1 && self.a_rows.step == 1 && self.a_rows.inner.is_multiple_of(4)
     }
 
     /// Whether steps of k stand in short pieces; NEON takes four of them by lane where they are in fours.
@@ -673,15 +682,13 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
             for p in 0..inner {
                 let b = &b[p * b_row..][..width];
                 let a = &a[bases[0] + s * a_jump + p * a_col..][..MR];
-                let mut bv = [ops.zero(); NV];
-                for (v, bv) in bv.iter_mut().enumerate() {
-                    *bv = if TAIL { ops.load_pad(b).0 } else { ops.load(&b[v * lanes..]) };
-                }
-                for r in 0..MR {
-                    let a = ops.splat(a[r]);
-                    for v in 0..NV {
-                        acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
+                if TAIL {
+                    let bv = ops.load_pad(b).0;
+                    for r in 0..MR {
+                        acc[r][0] = ops.mul_add(ops.splat(a[r]), bv, acc[r][0]);
                     }
+                } else {
+                    outer_product(isa, b, a, &mut acc);
                 }
             }
         } else {
