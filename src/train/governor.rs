@@ -88,7 +88,7 @@ impl Limits {
             return wrong("max temperature", &t, "use degrees Celsius above 0, such as 75");
         }
         if let (Some(limit), Some(resume)) = (self.temperature_c, self.temperature_resume_c)
-            && (resume > limit || resume.is_nan())
+            && resume.partial_cmp(&limit).is_none_or(std::cmp::Ordering::is_gt)
         {
             return wrong("temperature to go on at", &resume, "use one that is not above the limit");
         }

@@ -6,7 +6,7 @@
 # BINARY is accentor for aarch64-unknown-linux-gnu, ONNX the file of models/dscnn-kws. qemu-user takes setrlimit(RLIMIT_AS) from the guest, says
 # yes and does nothing (the host's limit would be qemu's own), so the limit is -R: all that the guest maps must lie within that many MiB, code,
 # libraries, stack, heap and holes. A limit on the sum (ulimit -v on a board) is milder. The stack is given 1 MiB of it (-s): qemu maps all of a
-# stack at once, the kernel what is used. A second run that needs more must fail, with the program's own error: the limit holds.
+# stack at once, the kernel what is used. A second run, which needs more, must be refused it: the limit holds.
 set -euo pipefail
 binary=$1 onnx=$(realpath "$2") mib=${3:-64}
 project=$(cd "$(dirname "$0")/../.." && pwd)
@@ -23,9 +23,9 @@ adapt() {
 
 printf '== 50 clips of ten words in 8 versions, 50 of replay, 30 epochs, within %s MiB\n' "$mib"
 time adapt --cache-file "$folder" --eval "$demo/scotland/test"
-printf '== the control: 4,000 versions of each clip in memory\n'
-if adapt --variants 4000 --epochs 1 >"$folder/control" 2>&1; then
-    echo "the control was not stopped by the limit" >&2
-    exit 1
-fi
-tail -1 "$folder/control"
+printf '== the control: 1,000 versions of each clip in memory\n'
+status=0
+adapt --variants 1000 --epochs 1 >/dev/null 2>&1 || status=$?
+echo "ended with status $status"
+# SIGABRT: what Rust's allocator does where memory is refused.
+[ "$status" -eq 134 ]
