@@ -286,12 +286,14 @@ mod tests {
             // Whole numbers of the front end's hop of 320, others, and more than a window.
             for hop in [320, 640, 1600, 1, 100, 2000, 2240, 3201] {
                 let hop = if hop == 1 && !matches!(front, FrontEnd::Waveform(_)) { 77 } else { hop };
+                // A window each sample: some hundred of them are enough.
+                let samples = if hop == 1 { &samples[..window + 300] } else { &samples[..] };
                 let extractor = front.build(&shape).unwrap();
-                let expected = whole(&extractor, &samples, window, hop);
+                let expected = whole(&extractor, samples, window, hop);
                 let mut stream = Stream::new(extractor, hop).unwrap();
                 for longest in [1, 37, 512, 9_001] {
                     stream.reset();
-                    let found = streamed(&mut stream, &samples, &mut rng, longest);
+                    let found = streamed(&mut stream, samples, &mut rng, longest);
                     assert!(found == expected, "{front:?}, hop {hop}, blocks up to {longest}");
                 }
             }

@@ -469,7 +469,7 @@ mod tests {
             for coordinates in COORDINATES {
                 for exclude_outside in [false, true] {
                     let rule = Rule { interpolation, coordinates, exclude_outside, antialias: false };
-                    check(&rule, &[2, 5, 4, 3], &[(1, 9, 9.0 / 5.0), (2, 3, 0.8)]);
+                    check(&rule, &[2, 5, 3, 2], &[(1, 9, 9.0 / 5.0), (2, 2, 0.8)]);
                     check(&rule, &[7], &[(0, 3, 0.45)]);
                 }
             }
