@@ -315,7 +315,7 @@ mod tests {
             "coefficients = 0",
             "log_offset = 0",
             "log_floor = -1",
-            "window_samples = 99999999999",
+            "window_samples = 4000000000", // still a usize of 32 bits
         ] {
             let error = parse(&format!("kind = \"mfcc\"\n{text}")).unwrap().build(&[1, 49, 10, 1]).unwrap_err();
             assert!(matches!(error, FeatureError::Setting { .. }), "{text}: {error}");
