@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{BoardError, Profile, version};
+use super::{BoardError, Profile, temperature_c, version};
 
 /// A sound card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -56,7 +56,7 @@ pub struct Found {
     pub memory_mib: Option<u64>,
     /// Memory that a program can still have, in MiB.
     pub memory_available_mib: Option<u64>,
-    /// The hottest place that is measured, in degrees Celsius.
+    /// The hottest part of the processor, in degrees Celsius.
     pub temperature_c: Option<f32>,
     /// What the firmware of a Raspberry Pi has seen of low voltage and heat since it started.
     pub throttled: Option<u32>,
@@ -132,7 +132,7 @@ impl Found {
             clock_mhz: number(&format!("{clock}/cpuinfo_max_freq")).map(|khz| khz / 1000),
             memory_mib: memory("MemTotal"),
             memory_available_mib: memory("MemAvailable"),
-            temperature_c: temperature(root),
+            temperature_c: temperature_c(root),
             throttled: text("sys/devices/platform/soc/soc:firmware/get_throttled")
                 .and_then(|t| u32::from_str_radix(t.trim_start_matches("0x"), 16).ok()),
             system,
@@ -279,13 +279,6 @@ fn core_name(cpuinfo: &str) -> Option<String> {
     let (maker, part) = (hex("CPU implementer")?, hex("CPU part")?);
     let known = ARM_CORES.iter().find(|(number, _)| maker == 0x41 && *number == part);
     Some(known.map_or_else(|| format!("implementer {maker:#x}, part {part:#x}"), |(_, name)| (*name).to_owned()))
-}
-
-fn temperature(root: &Path) -> Option<f32> {
-    let zones = entries(root, "sys/class/thermal", "thermal_zone").into_iter();
-    let milli = zones.filter_map(|z| read(root, &format!("sys/class/thermal/{z}/temp"))?.parse::<i32>().ok());
-    // A zone without a sensor says 0 or -256000.
-    milli.filter(|m| *m > 0).max().map(|m| m as f32 / 1000.0)
 }
 
 /// The version that a C library names in its own text.

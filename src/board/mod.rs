@@ -6,10 +6,12 @@
 mod found;
 mod profile;
 mod simd;
+mod temperature;
 
 pub use found::{Access, Found, SoundCard};
 pub use profile::{BoardError, Profile};
 pub use simd::simd;
+pub(crate) use temperature::temperature_c;
 
 /// `2.36` as numbers, to compare by.
 fn version(text: &str) -> Option<(u32, u32)> {

@@ -70,24 +70,6 @@ impl SystemSensors {
         Some(kib.parse::<f64>().ok()? / 1024.0)
     }
 
-    /// Of the processor's zones; of all that are no power chip's (a Jetson's reads 100 °C always) where none has such a name.
-    fn temperature_c(&self) -> Option<f32> {
-        const PROCESSOR: [&str; 5] = ["cpu", "soc", "tj", "pkg", "core"];
-        let zones: Vec<(String, f32)> = folders(&self.root.join("sys/class/thermal"))
-            .into_iter()
-            .filter_map(|zone| {
-                let kind = word(&zone.join("type"))?.to_lowercase();
-                // A zone whose part is switched off answers with an error.
-                let millidegrees: f32 = word(&zone.join("temp"))?.parse().ok()?;
-                Some((kind, millidegrees / 1000.0))
-            })
-            .filter(|(kind, _)| !kind.contains("pmic"))
-            .collect();
-        let named = |(kind, _): &&(String, f32)| PROCESSOR.iter().any(|p| kind.contains(p));
-        let hottest = |zones: &mut dyn Iterator<Item = f32>| zones.reduce(f32::max);
-        hottest(&mut zones.iter().filter(named).map(|z| z.1)).or_else(|| hottest(&mut zones.iter().map(|z| z.1)))
-    }
-
     /// The fullest of the machine's own batteries, where one is discharging and no mains supply is on.
     fn battery(&self) -> Option<Battery> {
         let supplies = folders(&self.root.join("sys/class/power_supply"));
@@ -110,7 +92,7 @@ impl Sensors for SystemSensors {
             load: self.text("proc/loadavg").and_then(|l| l.split_whitespace().next()?.parse().ok()),
             cpu_seconds: self.cpu_seconds(),
             resident_mib: self.resident_mib(),
-            temperature_c: self.temperature_c(),
+            temperature_c: crate::board::temperature_c(&self.root),
             battery: self.battery(),
         }
     }
