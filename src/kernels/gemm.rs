@@ -481,8 +481,11 @@ impl<const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8> SimdOp 
         let width = if TAIL { self.columns.len() } else { NV * isa.f32().len() };
         let mut places = [0; PLACES];
         if KIND == GATHER {
-            for (p, place) in places[..self.size.outer * self.size.inner].iter_mut().enumerate() {
-                *place = p / self.size.inner * self.size.a_jump + p % self.size.inner;
+            let Sizes { outer, inner, a_jump, .. } = *self.size;
+            for s in 0..outer {
+                for p in 0..inner {
+                    places[s * inner + p] = s * a_jump + p;
+                }
             }
         }
         let mut j = self.columns.start;
@@ -597,7 +600,8 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
             }
         }
     }
-    for s in 0..if KIND == GATHER { 0 } else { outer } {
+    let outer = if KIND == GATHER { 0 } else { outer };
+    for s in 0..outer {
         let b = &b[s * b_jump..];
         if KIND == STREAM {
             let rows = rows_of::<MR>(a, &bases, s * a_jump, inner);
@@ -625,19 +629,14 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
                     }
                 }
             }
-            // As long as the rows of B that are left, so that one check holds for all.
-            let left = b[4 * quads * width..inner * width].chunks_exact(width);
-            let mut rest = rows;
-            for row in &mut rest {
-                *row = &row[4 * quads..][..left.len()];
-            }
-            for (p, b) in left.enumerate() {
+            let left = if 4 * quads < inner { &b[4 * quads * width..inner * width] } else { &[] };
+            for (p, b) in left.chunks_exact(width).enumerate() {
                 let mut bv = [ops.zero(); NV];
                 for (v, bv) in bv.iter_mut().enumerate() {
                     *bv = ops.load(&b[v * lanes..]);
                 }
                 for r in 0..MR {
-                    let a = ops.splat(rest[r][p]);
+                    let a = ops.splat(rows[r][4 * quads + p]);
                     for v in 0..NV {
                         acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
                     }

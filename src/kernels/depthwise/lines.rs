@@ -29,7 +29,7 @@ struct Axis {
     step: usize,
     count: usize,
     pad: isize,
-    /// Taps in the order of what they read: `tap, tap - tap_step, …` or `0, 1, …`.
+    /// Taps in the order of what they read: `tap, tap - step, …` on the way back, else `0, 1, …`.
     tap: usize,
     taps: usize,
     back: bool,
