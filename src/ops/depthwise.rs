@@ -106,8 +106,8 @@ mod tests {
             ]
         });
         for channels in [2, 3, 7, 16, 17, 33] {
-            // The work grows with the square of the channels; 33 add no path at these windows that 17 do not have.
-            let windows = windows.clone().filter(|_| channels < 33);
+            // The work grows with the square of the channels; the widest tiles depend on them and on the width, not on the kernel.
+            let windows = windows.clone().filter(|window| channels < 33 || window.0 == window.1 && window.2 == [3, 3]);
             for (input, output, kernel, stride, dilation, pads) in windows.chain([
                 ([5, 4], [5, 4], [3, 3], [1, 1], [1, 1], [1, 1]),
                 ([7, 6], [4, 3], [3, 3], [2, 2], [1, 1], [1, 1]),
