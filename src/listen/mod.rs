@@ -80,8 +80,9 @@ pub enum Event {
 /// Samples that are asked of a sound at once.
 const BLOCK: usize = 1024;
 
-/// Listens to `sound` until it ends or `on_event` returns false; it is told what happened and how many seconds of sound went by. After its end a window of silence is listened to, so that
-/// a word at the very end of a clip is heard in every place of the window.
+/// Listens to `sound` until it ends or `on_event` returns false; it is told what happened and how many seconds of sound
+/// went by. After its end a window of silence is listened to, so that a word at the very end of a clip is heard in every
+/// place of the window.
 ///
 /// # Errors
 /// A sound that failed; see [`Spotter::next`].
