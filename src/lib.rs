@@ -69,5 +69,5 @@ pub use lora::{Adapter, AdapterSpec};
 pub use manifest::Manifest;
 pub use model::{Listener, MergedStage, Model, ModelError, ModelOptions};
 pub use ndarray;
-pub use session::{Base, Session};
+pub use session::{Base, Session, Slides, Whole};
 pub use train::{CacheFormat, CacheOptions, Cached, Evaluation, Examples, Splits, TrainConfig, Trainer};

@@ -3,6 +3,8 @@
 //! A [`Session`] of its own has the adapter merged into its weights. Sessions of one [`Base`] share plan, packed weights and arenas, and bring
 //! only the factors of their adapter: one for each user, chosen with each call.
 
+mod sliding;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ndarray::{Array1, ArrayView, Dimension};
@@ -12,9 +14,14 @@ use crate::lora::{Adapter, SharedLayer, SiteWeights};
 use crate::plan::{Arena, Plan, PlanError, Program};
 use crate::train::{Evaluation, Examples, Loss, TrainError};
 
+pub(crate) use self::sliding::StreamSession;
+pub use self::sliding::{Slides, Whole};
+
 /// A plan with arenas for those who run it.
 #[derive(Debug)]
 struct Network {
+    /// What it was planned from, for streams that plan it by rows; the weights are shared.
+    program: Program,
     plan: Plan,
     ending: Ending,
     classes: usize,
@@ -22,9 +29,9 @@ struct Network {
 }
 
 impl Network {
-    fn new(graph: &Graph, ending: Ending, program: &Program) -> Result<Self, PlanError> {
-        let plan = Plan::new(program, &[program.input], &[program.output], false)?;
-        Ok(Self { plan, ending, classes: graph.values[ending.logits].len(), arenas: Mutex::new(Vec::new()) })
+    fn new(graph: &Graph, ending: Ending, program: Program) -> Result<Self, PlanError> {
+        let plan = Plan::new(&program, &[program.input], &[program.output], false)?;
+        Ok(Self { program, plan, ending, classes: graph.values[ending.logits].len(), arenas: Mutex::new(Vec::new()) })
     }
 
     fn arenas(&self) -> MutexGuard<'_, Vec<Arena>> {
@@ -74,7 +81,7 @@ impl Base {
     pub fn new(graph: &Graph, input: ValueId, ending: Ending, sites: Vec<Site>) -> Result<Self, PlanError> {
         let program = Program::shared(graph, input, ending.logits, &sites)?;
         let layers = program.shared_layers().to_vec();
-        let network = Arc::new(Network::new(graph, ending, &program)?);
+        let network = Arc::new(Network::new(graph, ending, program)?);
         Ok(Self { network, sites, layers, input_shape: graph.values[input].shape.clone() })
     }
 
@@ -96,6 +103,22 @@ impl Base {
             }
         }
         Ok(Session::of(Current { network: self.network.clone(), weights, added }, self.input_shape.clone()))
+    }
+}
+
+/// Has `answer` write the scores of `classes`; the one score of a model becomes two.
+fn spread(
+    classes: usize,
+    scores: &mut [f32],
+    answer: impl FnOnce(&mut [f32]) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    match scores {
+        [no, yes] if classes == 1 => {
+            answer(std::slice::from_mut(yes))?;
+            *no = 1.0 - *yes;
+            Ok(())
+        }
+        _ => answer(scores),
     }
 }
 
@@ -126,10 +149,10 @@ impl Session {
             None => Vec::new(),
         };
         let program = Program::new(graph, input, ending.logits, &adapted)?;
-        let network = Arc::new(Network::new(graph, ending, &program)?);
+        let network = Arc::new(Network::new(graph, ending, program)?);
         let mut weights = Vec::new();
         if let Some((adapter, sites)) = &adapter {
-            for ((step, site), bound) in program.sites().iter().zip(&adapter.sites).zip(sites) {
+            for ((step, site), bound) in network.program.sites().iter().zip(&adapter.sites).zip(sites) {
                 let mut params = vec![0.0; step.parameters()];
                 site.delta.to_parameters(bound, &mut params);
                 let mut prepared = step.weights();
@@ -234,14 +257,7 @@ impl Session {
     /// # Errors
     /// As [`Session::logits_into`].
     pub fn scores_into(&self, input: &[f32], scores: &mut [f32]) -> Result<(), TrainError> {
-        match scores {
-            [no, yes] if self.classes == 1 => {
-                self.answer(input, std::slice::from_mut(yes), Ending::to_scores)?;
-                *no = 1.0 - *yes;
-                Ok(())
-            }
-            _ => self.answer(input, scores, Ending::to_scores),
-        }
+        spread(self.classes, scores, |scores| self.answer(input, scores, Ending::to_scores))
     }
 
     /// Writes the logits to `out`, then `finish` with the ending of the same model.

@@ -7,6 +7,7 @@ mod recording;
 use std::alloc::System;
 use std::sync::Arc;
 
+use accentor::features::{Clip, FrontEnd, Mfcc, Normalise};
 use accentor::graph::Op;
 use accentor::listen::{ListenSettings, Spotter, listen};
 use accentor::source::{Heard, Sound, SourceError};
@@ -92,11 +93,12 @@ impl Sound for Loop {
 }
 
 /// Calls of the audio path, from the samples to the words, after its first windows; and windows and gaps that it had.
-fn streamed(model: &Model) -> (usize, u64, u64) {
+fn streamed(model: &Model, sliding: bool) -> (usize, u64, u64) {
     let mut rng = fastrand::Rng::with_seed(0);
     let mut sound = Loop { block: (0..700).map(|_| rng.f32() - 0.5).collect(), reads: 0 };
     let session = Arc::new(model.session(None).unwrap());
     let mut spotter = Spotter::new(model, session, sound.rate_hz(), &ListenSettings::default()).unwrap();
+    assert_eq!(spotter.slides().is_ok(), sliding);
     let mut run = |reads: usize| {
         let mut left = reads;
         listen(&mut sound, &mut spotter, &mut |_, _| {
@@ -124,9 +126,15 @@ fn a_step_and_a_call_allocate_nothing() {
             }
         }
     }
-    let (found, windows, gaps) = streamed(&own);
-    assert_eq!(found, 0, "the audio path");
-    assert!(windows > 100 && gaps > 4, "{windows} windows, {gaps} gaps");
+    // One that levels each window, and one whose windows are computed by their new rows.
+    let clip = Clip { normalise: Normalise::None, ..Clip::default() };
+    let front_end = FrontEnd::Mfcc(Mfcc { clip, ..Mfcc::default() });
+    let slides = Model::from_graph(own.graph().clone(), own.labels().to_vec(), Some(&front_end)).unwrap();
+    for (model, sliding) in [(&own, false), (&slides, true)] {
+        let (found, windows, gaps) = streamed(model, sliding);
+        assert_eq!(found, 0, "the audio path, sliding {sliding}");
+        assert!(windows > 100 && gaps > 4, "{windows} windows, {gaps} gaps");
+    }
     let (mut tried, mut wrong) = (0, Vec::new());
     for name in recording::names().into_iter().filter(|name| name.ends_with("-b3")) {
         let recording = Recording::read(&name);

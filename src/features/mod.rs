@@ -22,7 +22,7 @@ pub use extractor::Extractor;
 pub use image::{ChannelOrder, Fit, Image, Layout, PerChannel};
 pub(crate) use settings::nearest;
 pub use spectrum::{DctNorm, LogMel, LogMelBands, MelNorm, MelScale, Mfcc, SpectrumKind, Triangles, Window};
-pub use stream::Stream;
+pub use stream::{NoOverlap, Stream};
 
 use extractor::Stage;
 use image::Pixels;

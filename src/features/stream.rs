@@ -10,6 +10,36 @@ use super::extractor::Stage;
 use super::spectrum::Scratch;
 use super::{Extractor, FeatureError, Normalise};
 
+/// Why the features of one window are not those of the last, moved on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoOverlap {
+    /// Every sample is divided by what is loudest in the window: another window, another divisor.
+    #[error(
+        "`normalise` levels each window as a whole, so that all its features are new; set `normalise = \"none\"` for a model that was trained so"
+    )]
+    Normalised,
+    /// Frames begin elsewhere in each window.
+    #[error(
+        "the hop of {hop_samples} samples is no multiple of the front end's {frame_hop_samples}; choose one that is"
+    )]
+    Hop {
+        /// Samples from one window to the next.
+        hop_samples: usize,
+        /// Samples from one frame to the next.
+        frame_hop_samples: usize,
+    },
+    /// Frames are the inner dimension of the input.
+    #[error("the model's input has bands before frames: a frame does not stand in one piece")]
+    Transposed,
+    /// Two windows have no frame in common.
+    #[error("a hop of {hop_samples} samples leaves no frame of a window in the next; choose a shorter one")]
+    Apart {
+        /// Samples from one window to the next.
+        hop_samples: usize,
+    },
+}
+
 /// A front end that is fed blocks of samples of any size. Nothing is allocated after it is made.
 ///
 /// ```
@@ -104,6 +134,27 @@ impl Stream {
     /// Whether each frame is computed once, not anew for every window that it is in.
     pub fn keeps_frames(&self) -> bool {
         self.moved.is_some()
+    }
+
+    /// Rows of a window in memory (frames, or samples of a waveform) and rows by which the next one is moved on, where the
+    /// rows that two have in common are the same values.
+    ///
+    /// # Errors
+    /// A front end, or a hop, with which windows have nothing in common.
+    pub fn overlap(&self) -> Result<[usize; 2], NoOverlap> {
+        let hop_samples = self.hop_samples;
+        if !self.levelled.is_empty() {
+            return Err(NoOverlap::Normalised);
+        }
+        let overlap = match (&self.extractor.stage, self.moved) {
+            (Stage::Spectrum(..), _) if self.extractor.transposed => return Err(NoOverlap::Transposed),
+            (Stage::Spectrum(_, spectrum), None) => {
+                return Err(NoOverlap::Hop { hop_samples, frame_hop_samples: spectrum.hop_samples() });
+            }
+            (Stage::Spectrum(_, spectrum), Some(moved)) => [self.frames.len() / spectrum.width(), moved],
+            _ => [self.samples.len(), hop_samples],
+        };
+        if overlap[1] < overlap[0] { Ok(overlap) } else { Err(NoOverlap::Apart { hop_samples }) }
     }
 
     /// The samples of the window that [`Stream::next`] has just given, or what is in of the next one and stale samples behind.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Detection, Detector, DetectorSettings, ListenError};
 use crate::features::Stream;
 use crate::model::{Model, ModelError};
-use crate::session::Session;
+use crate::session::{Session, Slides, StreamSession, Whole};
 use crate::source::{Resampler, quality};
 
 /// How sound is listened to.
@@ -53,7 +53,7 @@ pub struct Spotter {
     /// Samples of the resampler's output that the stream has.
     taken: usize,
     stream: Stream,
-    session: Arc<Session>,
+    session: StreamSession,
     scores: Vec<f32>,
     /// Squared amplitude below which a window is silence.
     gate: f32,
@@ -98,8 +98,8 @@ impl Spotter {
             scores: vec![0.0; model.labels().len()],
             gate: quality::power(settings.gate_dbfs),
             detector: Detector::new(model.labels(), &settings.detector)?,
+            session: StreamSession::new(session, &stream),
             stream,
-            session,
             position: 0,
             heard: Heard::default(),
         })
@@ -125,6 +125,9 @@ impl Spotter {
             let count = output.len() - rest.len() - self.taken;
             self.taken += count;
             self.position += count as i64;
+            if full.is_err() {
+                self.session.skip();
+            }
             if full.map_err(ModelError::from)?
                 && let Some(detection) = self.window()?
             {
@@ -140,6 +143,7 @@ impl Spotter {
         let rate_hz = self.stream.rate_hz();
         if quality::loudest_power(self.stream.window(), rate_hz) < self.gate {
             self.heard.silent_windows += 1;
+            self.session.skip();
             self.scores.fill(0.0);
         } else {
             self.session.scores_into(self.stream.features(), &mut self.scores).map_err(ModelError::from)?;
@@ -156,6 +160,7 @@ impl Spotter {
         self.position += (seconds * f64::from(self.stream.rate_hz())).round() as i64;
         self.resampler.reset();
         self.stream.reset();
+        self.session.reset();
         self.detector.reset();
         self.taken = 0;
     }
@@ -176,6 +181,7 @@ impl Spotter {
                 if self.stream.next(&mut rest).map_err(ModelError::from)?.is_some() {
                     self.heard.windows += 1;
                     self.heard.silent_windows += 1;
+                    self.session.skip();
                 }
             }
         }
@@ -192,6 +198,14 @@ impl Spotter {
     pub fn window_source_samples(&self) -> usize {
         let samples = self.stream.window_samples() as u64 * u64::from(self.source_hz);
         samples.div_ceil(self.stream.rate_hz().into()) as usize
+    }
+
+    /// How a window is computed from those before it, and what that saves and takes.
+    ///
+    /// # Errors
+    /// Why each window is computed whole.
+    pub fn slides(&self) -> Result<Slides, Whole> {
+        self.session.slides()
     }
 
     /// What was heard so far.

@@ -9,6 +9,7 @@
 //! whole head) or it is no cheaper than the layer (rank over [`MAX_RANK`]; transposed convolutions, recurrent layers, embeddings), the adapter has a
 //! weight of its own, merged.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Adaptation, Delta, SiteStep, SiteWeights};
@@ -16,6 +17,7 @@ use crate::graph::Site;
 use crate::ops::conv::{Conv, ConvWeights, Factors, pack_groups, transpose};
 use crate::ops::conv_transpose::ConvTranspose;
 use crate::ops::integer_dense::IntegerWeights;
+use crate::ops::rows::{RowWindow, conv_window};
 
 /// Ranks a group up to here run beside the frozen weight: 128 positions of them stay in L1.
 const MAX_RANK: usize = 64;
@@ -197,6 +199,18 @@ impl SharedLayer {
     /// Multiply-adds that `adapter` adds to a forward pass.
     pub fn added_multiply_adds(&self, adapter: &SiteWeights) -> u64 {
         ((adapter.factors.a_t.len() + adapter.factors.b.len()) * self.conv.geometry.positions()) as u64
+    }
+
+    /// See [`crate::ops::Operator::row_window`].
+    pub fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        let floats = matches!(self.weights, SharedWeights::Floats(_) | SharedWeights::Depthwise(_));
+        floats.then(|| conv_window(&self.conv.geometry, rows)).flatten()
+    }
+
+    /// The layer for rows `range` of the output, with the same adapter; see [`crate::ops::Operator::part`].
+    pub fn part(&self, rows: usize, range: Range<usize>) -> Option<Self> {
+        self.row_window(rows)?;
+        Some(Self { conv: self.conv.part(rows, range)?, ..self.clone() })
     }
 
     /// y = layer(x) with what `adapter` holds for it.

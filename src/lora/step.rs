@@ -5,6 +5,7 @@
 //! two forms: r-wide products a clip (`2·r·(patch + out)` multiply-adds a position), or one `dW` (`patch·out`), which
 //! is projected on A and B once a step.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::integers::Beside;
@@ -14,6 +15,7 @@ use crate::ops::conv::{Conv, ConvWeights, Factors, FileMatrix, pack_groups, tran
 use crate::ops::conv_transpose::ConvTranspose;
 use crate::ops::integer_conv::IntegerKernels;
 use crate::ops::integer_dense::IntegerWeights;
+use crate::ops::rows::{RowWindow, conv_window};
 use crate::ops::unary::Activation;
 use crate::ops::{Held, Keeps};
 
@@ -381,6 +383,19 @@ impl SiteStep {
         } else if backward && self.held {
             transpose(&out.weights.w, patch, outputs, &mut out.weights.wt);
         }
+    }
+
+    /// See [`crate::ops::Operator::row_window`].
+    pub fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        let own = self.beside.is_none() && self.transposed.is_none() && !self.held;
+        own.then(|| conv_window(&self.conv.geometry, rows)).flatten()
+    }
+
+    /// The layer for rows `range` of the output, with the same [`SiteWeights`]; see [`crate::ops::Operator::part`].
+    pub fn part(&self, rows: usize, range: Range<usize>) -> Option<Self> {
+        self.row_window(rows)?;
+        let (conv, plain) = (self.conv.part(rows, range.clone())?, self.plain.part(rows, range)?);
+        Some(Self { conv, plain, ..self.clone() })
     }
 
     /// y = layer(x) with the prepared weights.

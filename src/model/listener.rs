@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use super::{Model, ModelError};
 use crate::features::Stream;
-use crate::session::Session;
+use crate::session::{Session, Slides, StreamSession, Whole};
 use crate::train::TrainError;
 
 /// Scores of a window that slides over sound in blocks of any size. Nothing is allocated once its session was called.
 ///
-/// Each window is computed whole; the front end computes each frame once where it can ([`Stream::keeps_frames`]).
+/// The front end computes each frame once where it can ([`Stream::keeps_frames`]), and the network each row of its first layers
+/// ([`Listener::slides`]); the scores are bit for bit those of the whole window.
 #[derive(Debug)]
 pub struct Listener {
     stream: Stream,
-    session: Arc<Session>,
+    session: StreamSession,
     scores: Vec<f32>,
 }
 
@@ -29,7 +30,7 @@ impl Model {
             return Err(TrainError::Length { expected: found, found: expected }.into());
         }
         let scores = vec![0.0; session.classes().max(2)];
-        Ok(Listener { stream, session, scores })
+        Ok(Listener { session: StreamSession::new(session, &stream), stream, scores })
     }
 }
 
@@ -41,7 +42,14 @@ impl Listener {
     /// Samples so large that a feature is not finite: the window is passed over. An operator of the other engine that
     /// fails.
     pub fn next(&mut self, block: &mut &[f32]) -> Result<Option<&[f32]>, ModelError> {
-        let Some(features) = self.stream.next(block)? else { return Ok(None) };
+        let features = match self.stream.next(block) {
+            Ok(Some(features)) => features,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                self.session.skip();
+                return Err(error.into());
+            }
+        };
         self.session.scores_into(features, &mut self.scores)?;
         Ok(Some(&self.scores))
     }
@@ -51,8 +59,17 @@ impl Listener {
         &self.stream
     }
 
+    /// How a window is computed from those before it, and what that saves and takes.
+    ///
+    /// # Errors
+    /// Why each window is computed whole.
+    pub fn slides(&self) -> Result<Slides, Whole> {
+        self.session.slides()
+    }
+
     /// Forgets what came so far: after a gap in the sound.
     pub fn reset(&mut self) {
         self.stream.reset();
+        self.session.reset();
     }
 }

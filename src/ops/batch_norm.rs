@@ -6,6 +6,10 @@
 //!
 //! `x`, `y [outer, channels, inner]`; inner is 1 for channels last. dx += dy · scale. Nothing is kept.
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::rows::{Part, RowWindow, scaled};
 use super::{Keeps, Operator};
 
 /// `(scale, shift)` of a batch normalisation, one of each a channel, calculated in f64 and rounded once.
@@ -97,6 +101,14 @@ impl Operator for Affine {
                 }
             }
         }
+    }
+
+    fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        scaled(self.outer, rows, rows).map(|_| RowWindow::each(rows))
+    }
+
+    fn part(&self, rows: usize, range: Range<usize>) -> Part {
+        Some(Arc::new(Self { outer: scaled(self.outer, rows, range.len())?, ..self.clone() }))
     }
 }
 

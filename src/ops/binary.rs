@@ -17,9 +17,11 @@
 //! Shapes are padded on the left with 1 to one rank. The gradient of a broadcast operand is the sum over where it went,
 //! in row-major order of the output.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::movement::{Dim, collapse, strides, walk};
+use super::rows::{Part, RowWindow, scaled};
 use super::{Keeps, Operator};
 
 /// Partial sums of a row that is reduced to one value.
@@ -117,6 +119,24 @@ impl Binary {
             Some((0, constant)) => [constant, x[0]],
             Some((_, constant)) => [x[0], constant],
         }
+    }
+
+    /// The operator on `part` of `rows` rows; none where an activation is the same for all rows, or a constant is not.
+    fn cut(&self, rows: usize, part: usize) -> Option<Self> {
+        let moves = match self.outer.first() {
+            Some(dim) => dim.strides.map(|stride| stride != 0),
+            None => self.varies,
+        };
+        if (0..2).any(|side| moves[side] != self.input(side).is_some()) {
+            return None;
+        }
+        let mut cut = self.clone();
+        match cut.outer.first_mut() {
+            Some(dim) => dim.size = scaled(dim.size, rows, part)?,
+            None => cut.row = scaled(cut.row, rows, part)?,
+        }
+        cut.output_shape = vec![scaled(self.output_shape.iter().product(), rows, part)?];
+        Some(cut)
     }
 
     /// The input that operand `side` is; none if it is the constant.
@@ -318,6 +338,14 @@ impl Operator for Binary {
                 }
             }
         }
+    }
+
+    fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        self.cut(rows, rows).map(|_| RowWindow::each(rows))
+    }
+
+    fn part(&self, rows: usize, range: Range<usize>) -> Part {
+        Some(Arc::new(self.cut(rows, range.len())?))
     }
 }
 

@@ -21,9 +21,11 @@
 //!
 //! A frozen layer saves nothing but the mask of a fused activation.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::conv_geometry::ConvGeometry;
+use super::rows::{self, Part, RowWindow};
 use super::unary::Activation;
 use super::{Keeps, MAX_INPUTS, Operator};
 use crate::kernels::gemm::{Matrix, Start, Walk, gemm, gemm_from, gemm_packed, gemm_walk, pack, panels};
@@ -178,6 +180,12 @@ impl Conv {
             y: masked && self.output_kept,
             saved: if masked && !self.output_kept { self.activation.mask_len(self.geometry.output_len()) } else { 0 },
         }
+    }
+
+    /// The layer for rows `range` of the output, see [`rows::conv_part`].
+    pub fn part(&self, rows: usize, range: Range<usize>) -> Option<Self> {
+        let geometry = rows::conv_part(&self.geometry, rows, range)?;
+        Some(Self { geometry, ..self.clone() })
     }
 
     /// Output positions at a time; whole rows where patches are read in place.
@@ -528,6 +536,15 @@ impl Operator for FrozenConv {
     fn vjp_first(&self, _x: &[f32], y: &[f32], saved: &[f32], dy: &mut [f32], dx: &mut [f32], work: &mut [f32]) {
         self.conv.activation_gradient(y, saved, dy);
         self.conv.input_gradient(&self.weights, dy, dx, work, true);
+    }
+
+    fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        rows::conv_window(&self.conv.geometry, rows)
+    }
+
+    fn part(&self, rows: usize, range: Range<usize>) -> Part {
+        let conv = self.conv.part(rows, range)?;
+        Some(Arc::new(Self { conv, weights: self.weights.clone() }))
     }
 }
 

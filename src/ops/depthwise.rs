@@ -9,9 +9,11 @@
 //! y `[out_height, out_width, channels]`. Saves nothing but the mask of a fused activation. What an adapter changes
 //! here is a scale and a shift a channel, see [`crate::lora`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::conv::{Conv, ConvWeights};
+use super::rows::{self, Part, RowWindow};
 use super::{Keeps, Operator};
 use crate::kernels::depthwise;
 
@@ -63,6 +65,15 @@ impl Operator for FrozenDepthwise {
     fn vjp_first(&self, _x: &[f32], y: &[f32], saved: &[f32], dy: &mut [f32], dx: &mut [f32], _work: &mut [f32]) {
         self.conv.activation_gradient(y, saved, dy);
         depthwise::input_gradient(&self.conv.geometry, dy, &self.weights.w, dx, true);
+    }
+
+    fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        rows::conv_window(&self.conv.geometry, rows)
+    }
+
+    fn part(&self, rows: usize, range: Range<usize>) -> Part {
+        let conv = self.conv.part(rows, range)?;
+        Some(Arc::new(Self { conv, weights: self.weights.clone() }))
     }
 }
 

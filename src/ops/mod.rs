@@ -30,6 +30,7 @@ pub mod recurrent;
 pub mod reduce;
 pub mod repeat;
 pub mod resize;
+pub mod rows;
 pub mod select;
 pub mod softmax;
 pub mod unary;
@@ -41,6 +42,7 @@ use std::ops::Range;
 
 use self::conv::{ConvWeights, Factors};
 use self::integer_conv::Pair;
+use self::rows::{Part, RowWindow};
 pub use crate::kernels::conv_geometry;
 use crate::kernels::gemm::{Start, gemm, gemm_from};
 
@@ -106,6 +108,18 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
     fn vjp_first(&self, x: &[f32], y: &[f32], saved: &[f32], dy: &mut [f32], dx: &mut [f32], work: &mut [f32]) {
         dx.fill(0.0);
         self.vjp(&[x], y, saved, dy, &mut [Some(dx)], work);
+    }
+
+    /// How the rows of the output read those of the inputs, where each input stands in memory as `rows` of equal length; none
+    /// where a row of the output may read any row.
+    fn row_window(&self, _rows: usize) -> Option<RowWindow> {
+        None
+    }
+
+    /// The operator for rows `range` of the output, on the rows of each input that these read ([`RowWindow::reads`]); none
+    /// where they read none.
+    fn part(&self, _rows: usize, _range: Range<usize>) -> Part {
+        None
     }
 }
 

@@ -11,7 +11,11 @@
 //!
 //! An output without a tap in the plane is −∞ for max and 0 for the others, and has no gradient.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::conv_geometry::ConvGeometry;
+use super::rows::{self, Part, RowWindow};
 use super::{Keeps, Operator};
 
 /// Where the windows of a pool lie; `[height, width]` each.
@@ -225,6 +229,15 @@ impl Operator for MaxPool {
             }
         }
     }
+
+    fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        rows::plane_window(&self.geometry, rows)
+    }
+
+    fn part(&self, rows: usize, range: Range<usize>) -> Part {
+        let (_, geometry) = rows::plane_part(&self.geometry, rows, range)?;
+        Some(Arc::new(Self { geometry, offsets: self.offsets.clone() }))
+    }
 }
 
 /// The mean of each window.
@@ -311,6 +324,17 @@ impl Operator for AveragePool {
             |_, _| {},
         );
     }
+
+    fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        rows::plane_window(&self.geometry, rows)
+    }
+
+    fn part(&self, rows: usize, range: Range<usize>) -> Part {
+        let (axis, geometry) = rows::plane_part(&self.geometry, rows, range.clone())?;
+        let mut counts = self.counts.clone();
+        counts[axis] = counts[axis][range].to_vec();
+        Some(Arc::new(Self { geometry, counts }))
+    }
 }
 
 /// The norm of each window.
@@ -381,6 +405,15 @@ impl Operator for LpPool {
             },
             |_, _| {},
         );
+    }
+
+    fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        rows::plane_window(&self.geometry, rows)
+    }
+
+    fn part(&self, rows: usize, range: Range<usize>) -> Part {
+        let (_, geometry) = rows::plane_part(&self.geometry, rows, range)?;
+        Some(Arc::new(Self { geometry, p: self.p }))
     }
 }
 

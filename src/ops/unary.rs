@@ -18,6 +18,10 @@
 //! kind; where it comes out of Relu, Clip, LeakyRelu or Abs, the gradient is that of the flat (for LeakyRelu the
 //! sloping) side. At the two bounds of Clip the gradient is 0, since y alone does not tell a bound from beyond it.
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::rows::{Part, RowWindow, scaled};
 use super::{Keeps, Operator};
 use crate::kernels::elementary::{exp, map, sigmoid, tanh};
 use crate::kernels::mask::{self, Open};
@@ -258,6 +262,14 @@ impl Operator for Unary {
         }
         dx.fill(0.0);
         self.vjp(&[x], y, saved, dy, &mut [Some(dx)], work);
+    }
+
+    fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        scaled(self.len, rows, rows).map(|_| RowWindow::each(rows))
+    }
+
+    fn part(&self, rows: usize, range: Range<usize>) -> Part {
+        Some(Arc::new(Self { len: scaled(self.len, rows, range.len())?, ..self.clone() }))
     }
 }
 

@@ -8,8 +8,10 @@ mod arena;
 mod lower;
 mod program;
 mod schedule;
+mod sliding;
 mod value_order;
 
 pub use arena::Arena;
 pub use program::{PlanError, Program, SlotId, StepInfo};
 pub use schedule::{Plan, Region};
+pub use sliding::{Blocked, Sliding, SlidingState};
