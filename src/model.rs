@@ -2,6 +2,7 @@
 
 mod head;
 mod listener;
+mod recipe;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::source::{Dataset, Sample, SourceError};
 use crate::train::{Examples, TrainError, Trainer};
 
 pub use listener::Listener;
+pub use recipe::Recipe;
 
 /// Why a model cannot be opened or fed.
 #[derive(Debug, thiserror::Error)]
