@@ -61,6 +61,8 @@ mod session;
 
 pub mod listen;
 
+pub mod gate;
+
 #[cfg(feature = "cli")]
 pub mod cli;
 
