@@ -63,6 +63,9 @@ pub mod listen;
 
 pub mod gate;
 
+#[cfg(all(feature = "serve", unix))]
+pub mod serve;
+
 #[cfg(feature = "cli")]
 pub mod cli;
 

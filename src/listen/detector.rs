@@ -46,7 +46,7 @@ impl DetectorSettings {
     ///
     /// # Errors
     /// As [`Detector::new`].
-    pub(super) fn of_labels(&self, labels: &[String]) -> Result<Vec<f32>, ListenError> {
+    pub(crate) fn of_labels(&self, labels: &[String]) -> Result<Vec<f32>, ListenError> {
         if !(1..=1000).contains(&self.smoothing_windows) {
             return Err(ListenError::Setting {
                 what: "smoothing_windows",
@@ -149,10 +149,10 @@ impl Detector {
         std::mem::swap(&mut self.thresholds, thresholds);
     }
 
-    /// The highest average of a label that may be an event.
-    pub fn highest(&self) -> f32 {
-        let may = self.averages.iter().zip(&self.thresholds).filter(|(_, threshold)| threshold.is_finite());
-        may.map(|(average, _)| *average).fold(0.0, f32::max)
+    /// The label whose average is closest to its threshold, and what share of it that is.
+    pub fn closest(&self) -> Option<(usize, f32)> {
+        let shares = self.averages.iter().zip(&self.thresholds).map(|(average, threshold)| average / threshold);
+        shares.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, share)| *share > 0.0)
     }
 
     /// The averages of the last window, in the order of the labels.

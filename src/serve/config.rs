@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ServeError;
 use crate::board::Profile;
+use crate::gate::{GateSettings, TrialSettings};
 use crate::graph::Choice;
 use crate::listen::ListenSettings;
 use crate::source::RATES_HZ;
@@ -45,6 +46,12 @@ pub struct Config {
     /// What an update must not break.
     #[serde(default)]
     pub guard: Guard,
+    /// When an update is tried.
+    #[serde(default)]
+    pub gate: GateSettings,
+    /// When it has proven itself, or is taken back.
+    #[serde(default)]
+    pub trial: TrialSettings,
     /// How long things are kept.
     #[serde(default)]
     pub keep: Keep,

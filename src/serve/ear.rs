@@ -91,6 +91,9 @@ impl Ear {
         let mut recent = lock(&self.recent);
         if heard.windows > self.windows && heard.silent_windows == recent.heard.silent_windows {
             recent.window(self.spotter.features());
+            if let Some((label, share)) = self.spotter.detector().closest() {
+                recent.closest(label, share);
+            }
         }
         self.windows = heard.windows;
         (recent.heard, recent.tag) = (heard, self.spotter.tag());

@@ -17,12 +17,14 @@ pub(super) struct Hooks {
 
 impl Hooks {
     pub(super) fn new(hooks: &[Hook]) -> Self {
-        Self { hooks: hooks.iter().map(|hook| (hook.clone(), None)).collect(), running: Vec::new() }
+        let mut new = Self::default();
+        new.replace(hooks);
+        new
     }
 
     /// Takes other hooks; programs that run go on.
     pub(super) fn replace(&mut self, hooks: &[Hook]) {
-        self.hooks = Self::new(hooks).hooks;
+        self.hooks = hooks.iter().map(|hook| (hook.clone(), None)).collect();
     }
 
     /// Runs the programs of an event. What cannot be run is named.

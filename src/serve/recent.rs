@@ -10,6 +10,9 @@ const WORDS: usize = 32;
 /// A word is heard up to so long after it began, and its scores fall so long after: no window in between is without words.
 const AROUND_WORD_SECONDS: f64 = 2.0;
 
+/// From this share of its threshold on a word is a near miss.
+const NEAR_SHARE: f32 = 0.6;
+
 /// A word that was heard.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Word {
@@ -24,6 +27,16 @@ pub(super) struct Word {
     pub(super) tag: u64,
     /// Those of the window in which it was taken.
     pub(super) features: Vec<f32>,
+}
+
+/// A word that fell short of its threshold by little.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Near {
+    pub(super) label: usize,
+    /// Its averaged score as a part of its threshold.
+    pub(super) share: f32,
+    /// The end of its window.
+    pub(super) end: u64,
 }
 
 /// A window without words, drawn at random from a stretch of the sound.
@@ -52,6 +65,7 @@ pub(super) struct Recent {
     whole_from: u64,
     words: Vec<Word>,
     next: usize,
+    near: Option<Near>,
     ambient: Ambient,
     /// Samples of a stretch of which one window is drawn; 0: none is.
     ambient_samples: u64,
@@ -73,6 +87,7 @@ impl Recent {
             whole_from: 0,
             words: vec![Word { features: vec![0.0; features], ..Word::default() }; WORDS],
             next: 0,
+            near: None,
             ambient: Ambient { features: vec![0.0; features], ..Ambient::default() },
             ambient_samples: samples(ambient_seconds) as u64,
             rng: fastrand::Rng::with_seed(seed),
@@ -120,6 +135,20 @@ impl Recent {
         self.ambient.after = end + around;
         if self.ambient.seen > 0 && self.ambient.end + around > end {
             self.ambient.seen = 0;
+        }
+    }
+
+    /// The last word that fell short of its threshold by little.
+    pub(super) fn near(&self) -> Option<Near> {
+        self.near
+    }
+
+    /// The label that is closest to its threshold in the window that ends now.
+    pub(super) fn closest(&mut self, label: usize, share: f32) {
+        let fades = self.samples(AROUND_WORD_SECONDS);
+        let better = self.near.is_none_or(|near| share > near.share || near.end + fades < self.end);
+        if (NEAR_SHARE..1.0).contains(&share) && better {
+            self.near = Some(Near { label, share, end: self.end });
         }
     }
 

@@ -310,6 +310,15 @@ impl<D: Disk> Personal<D> {
         unpack::<StateInfo>(&bytes).map(|(_, state)| state.to_vec())
     }
 
+    /// The names of all small things.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn state_names(&self) -> Result<Vec<String>, StoreError> {
+        let name = |file: &PathBuf| Some(file.file_name()?.to_str()?.to_owned());
+        Ok(self.list("state")?.iter().filter_map(name).filter(|name| !name.starts_with('.')).collect())
+    }
+
     /// Erases what is kept by that name, if something is.
     ///
     /// # Errors
