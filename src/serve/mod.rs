@@ -28,6 +28,7 @@ use std::sync::mpsc::SyncSender;
 pub use config::{Config, Feedback, Guard, Hook, Input, InputKind, Keep, Learn};
 pub use control::{ask, connect};
 pub use daemon::{Daemon, Handle, Sign};
+pub use ear::{AudioPath, Swap};
 
 use crate::listen::ListenError;
 use crate::model::ModelError;

@@ -81,13 +81,13 @@ impl<D: Disk> Daemon<D> {
         let Some(name) = self.model.labels().get(label).cloned() else { return };
         let adapter = (tag != 0).then_some(tag);
         self.tell(&Event::Detected { id, stream: self.name(stream), label: name.clone(), score, at_seconds, adapter });
+        let window = self.window(stream);
         let (features, again) = {
             let recent = self.streams[stream].line.recent();
             let features = recent.find(Some(id)).map(|word| word.features.clone());
-            let window = recent.samples(SAID_AGAIN_SECONDS);
-            let near = recent.near().filter(|near| near.label == label);
-            let end = recent.samples(at_seconds);
-            (features, near.map(|near| near.end).filter(|near| *near + self.window(stream) < end && near + window > end))
+            let (end, again) = (recent.samples(at_seconds), recent.samples(SAID_AGAIN_SECONDS));
+            let near = recent.near().filter(|near| near.label == label).map(|near| near.end);
+            (features, near.filter(|near| near + window < end && near + again > end))
         };
         let Some(features) = features else { return };
         self.watch_wake(tag, &features);
@@ -99,7 +99,7 @@ impl<D: Disk> Daemon<D> {
             self.guarded.push(Guarded { id, label, features, until });
         }
         if let Some(near) = again.filter(|_| self.config.feedback.self_label) {
-            let found = clips::heard(&self.streams[stream].line.recent(), near, self.window(stream));
+            let found = clips::heard(&self.streams[stream].line.recent(), near, window);
             if let Ok(found) = found {
                 // Nobody asked for it: what the disk says is in the status.
                 let _ = self.keep_clip(&name, origin::SELF, &found.clip);
@@ -107,7 +107,7 @@ impl<D: Disk> Daemon<D> {
         }
     }
 
-    /// Samples of a window, at the input's rate.
+    /// Samples of a window, at the input's rate. Not to be called while the input's memory is locked.
     fn window(&self, stream: usize) -> u64 {
         let recent = self.streams[stream].line.recent();
         let (rate_hz, samples) = self.model.extractor().sound().unwrap_or((1, 0));
@@ -142,7 +142,8 @@ impl<D: Disk> Daemon<D> {
     }
 
     fn clip_of(&self, said: &Said) -> Result<Found, NoClip> {
-        clips::heard(&self.streams[said.stream].line.recent(), said.end, self.window(said.stream))
+        let window = self.window(said.stream);
+        clips::heard(&self.streams[said.stream].line.recent(), said.end, window)
     }
 
     /// Keeps a clip as an example.
