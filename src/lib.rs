@@ -63,13 +63,18 @@ mod session;
 
 pub mod listen;
 
+pub mod gate;
+
+#[cfg(all(feature = "serve", unix))]
+pub mod serve;
+
 #[cfg(feature = "cli")]
 pub mod cli;
 
 pub use features::{Augment, FrontEnd};
 pub use lora::{Adapter, AdapterSpec};
 pub use manifest::Manifest;
-pub use model::{Listener, MergedStage, Model, ModelError, ModelOptions};
+pub use model::{Listener, MergedStage, Model, ModelError, ModelOptions, Recipe};
 pub use ndarray;
 pub use session::{Base, Session, Slides, Whole};
 pub use train::{CacheFormat, CacheOptions, Cached, Evaluation, Examples, Splits, TrainConfig, Trainer};

@@ -2,6 +2,7 @@
 
 mod head;
 mod listener;
+mod recipe;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::source::{Dataset, Sample, SourceError};
 use crate::train::{Examples, TrainError, Trainer};
 
 pub use listener::Listener;
+pub use recipe::Recipe;
 
 /// Why a model cannot be opened or fed.
 #[derive(Debug, thiserror::Error)]
@@ -655,7 +657,7 @@ impl Model {
             let sample = crate::source::read(&example.path)?;
             let wrong = |source| ModelError::Sample { path: example.path.clone(), source };
             let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64);
-            let inputs = self.inputs(&sample, augment, variants, &mut rng).map_err(wrong)?;
+            let inputs = self.versions(&sample, augment, variants, &mut rng).map_err(wrong)?;
             take(&inputs, target)?;
         }
         Ok(())
@@ -667,11 +669,11 @@ impl Model {
     /// # Errors
     /// A sample that does not fit the front end.
     pub fn features(&self, sample: &Sample) -> Result<Vec<f32>, ModelError> {
-        Ok(self.inputs(sample, &Augment::default(), 1, &mut fastrand::Rng::with_seed(0))?)
+        Ok(self.versions(sample, &Augment::default(), 1, &mut fastrand::Rng::with_seed(0))?)
     }
 
     /// The inputs of one sample: as it is, and `variants - 1` augmented.
-    fn inputs(
+    pub(crate) fn versions(
         &self,
         sample: &Sample,
         augment: &Augment,

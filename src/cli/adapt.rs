@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use super::options::{
-    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, Recipe, default_rate, read_dataset, target_profile,
+    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, read_dataset, target_profile,
 };
 use super::watch::{BudgetArgs, CheckpointArgs, Conducted, Watch, Watched};
 use super::{memory, report};
@@ -16,7 +16,7 @@ use crate::board::Profile;
 use crate::graph::Head;
 use crate::source::Dataset;
 use crate::train::{Evaluation, Examples, OptimiserKind, RateTrial, Schedule, Splits, TrainConfig, TrainError};
-use crate::{Adapter, Augment, CacheOptions, Cached, Model, Trainer};
+use crate::{Adapter, Augment, CacheOptions, Cached, Model, Recipe, Trainer};
 
 /// Teach the model from labelled examples and write an adapter
 #[derive(Debug, clap::Args)]
@@ -348,7 +348,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     augment.check()?;
     let mut config = args.training.config(kind);
     if args.training.lr.is_none() {
-        config.rate = default_rate(&model, &args.adapter.sites);
+        config.rate = model.recipe(&args.adapter.sites).rate;
     }
     config.check()?;
     let mut adapter = model.new_adapter(&args.adapter.spec(), args.training.seed)?;

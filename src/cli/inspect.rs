@@ -12,10 +12,10 @@ use serde::Serialize;
 
 use self::dry_run::{DryRun, dry_run};
 use self::picture::thousands;
-use super::options::{AdapterArgs, CacheArgs, ModelDetails, Recipe, default_rate};
+use super::options::{AdapterArgs, CacheArgs, ModelDetails};
 use super::report;
 use crate::graph::{Choice, Graph, NodeId, Site, SiteKind, ValueId};
-use crate::{AdapterSpec, Model};
+use crate::{AdapterSpec, Model, Recipe};
 
 /// Show what is in a model, where adapters may sit and what training will cost
 #[derive(Debug, clap::Args)]
@@ -274,7 +274,7 @@ fn cost(model: &Model, args: &Args, chosen: &[Site], variants: usize) -> anyhow:
         measured: dry_run(model, &mut trainer, batch, args.threads, args.clips * variants, &cache)?,
         clips: args.clips,
         variants,
-        learning_rate: default_rate(model, &args.adapter.sites),
+        learning_rate: model.recipe(&args.adapter.sites).rate,
     };
     let parameters = trainer.parameters();
     // Behind the dry run, whose memory it is not part of.

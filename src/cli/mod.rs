@@ -2,6 +2,8 @@
 
 mod adapt;
 mod bench;
+#[cfg(all(feature = "serve", unix))]
+mod ctl;
 mod demo;
 mod devices;
 mod doctor;
@@ -17,6 +19,8 @@ mod options;
 mod predict;
 mod record;
 mod report;
+#[cfg(all(feature = "serve", unix))]
+mod serve;
 mod watch;
 
 use std::process::ExitCode;
@@ -62,6 +66,10 @@ enum Verb {
     Record(record::Args),
     #[command(allow_negative_numbers = true)]
     Listen(listen::Args),
+    #[cfg(all(feature = "serve", unix))]
+    Serve(serve::Args),
+    #[cfg(all(feature = "serve", unix))]
+    Ctl(ctl::Args),
 }
 
 /// Runs the command line of this process and says how it ended.
@@ -90,6 +98,10 @@ pub fn run() -> ExitCode {
         Verb::Devices(args) => devices::run(args),
         Verb::Record(args) => record::run(args),
         Verb::Listen(args) => listen::run(args),
+        #[cfg(all(feature = "serve", unix))]
+        Verb::Serve(args) => serve::run(args),
+        #[cfg(all(feature = "serve", unix))]
+        Verb::Ctl(args) => ctl::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

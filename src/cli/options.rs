@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::board::{Found, Profile};
 use crate::graph::Choice;
 use crate::source::{Dataset, dataset};
-use crate::{AdapterSpec, Augment, CacheFormat, CacheOptions, Model, ModelOptions};
+use crate::{AdapterSpec, Augment, CacheFormat, CacheOptions, Model, ModelOptions, Recipe};
 
 /// The model.
 #[derive(Debug, clap::Args)]
@@ -160,52 +160,6 @@ impl AugmentArgs {
         let variants = self.variants.unwrap_or(if augment == Augment::default() { 1 } else { recipe.variants });
         (augment, variants.max(1))
     }
-}
-
-/// What is done where the command line says nothing; ARCHITECTURE.md says how it was found.
-#[derive(Clone, Debug)]
-pub(super) struct Recipe {
-    pub(super) augment: Augment,
-    pub(super) variants: usize,
-    pub(super) epochs: usize,
-    pub(super) rate: f32,
-    pub(super) smoothing: f32,
-}
-
-impl Recipe {
-    /// For a front end's kind.
-    pub(super) fn of(kind: &str) -> Self {
-        let off = Augment::default();
-        match kind {
-            "mfcc" | "log-mel" | "waveform" => {
-                Self { augment: Augment { shift_ms: 60.0, ..off }, variants: 8, epochs: 30, rate: 1e-2, smoothing: 0.1 }
-            }
-            _ => Self { augment: off, variants: 8, epochs: 40, rate: 3e-3, smoothing: 0.0 },
-        }
-    }
-}
-
-impl Recipe {
-    /// Versions of each clip where the command line says nothing.
-    pub(super) fn versions(&self) -> usize {
-        if self.augment == Augment::default() { 1 } else { self.variants }
-    }
-}
-
-/// Rate of models that one of 1e-2 would throw off, whatever their input. One score: two of four wake words taught to a
-/// head's wide first layer came to accept every clip (tests/protocols/wakeword.py). LayerNormalization: KWT-1 forgets half
-/// of the speakers that it knew, or fails (tests/protocols/fsdd_kwt1.py).
-const CAREFUL_RATE: f32 = 3e-3;
-
-/// Peak rate where the command line names none.
-pub(super) fn default_rate(model: &Model, sites: &Choice) -> f32 {
-    let graph = model.graph();
-    let normalised = |op: &str| op.ends_with("LayerNormalization") || op == "RMSNormalization";
-    let one_score = graph.values[model.ending().logits].len() == 1;
-    // The last layer alone is a linear model, which takes the higher rate well.
-    let deep = graph.nodes.iter().any(|n| normalised(&n.op_type)) && !model.chosen_sites(sites).is_empty();
-    let rate = Recipe::of(model.front_end()).rate;
-    if one_score || deep { rate.min(CAREFUL_RATE) } else { rate }
 }
 
 /// Reads a dataset and says which flag named it if that fails.

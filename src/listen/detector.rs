@@ -41,6 +41,40 @@ impl Default for DetectorSettings {
     }
 }
 
+impl DetectorSettings {
+    /// The threshold of each label; infinite for those that are never events.
+    ///
+    /// # Errors
+    /// As [`Detector::new`].
+    pub(crate) fn of_labels(&self, labels: &[String]) -> Result<Vec<f32>, ListenError> {
+        if !(1..=1000).contains(&self.smoothing_windows) {
+            return Err(ListenError::Setting {
+                what: "smoothing_windows",
+                expected: "1 to 1000",
+                found: self.smoothing_windows.to_string(),
+            });
+        }
+        for threshold in self.thresholds.values().chain([&self.threshold]) {
+            if !(*threshold > 0.0 && *threshold <= 1.0) {
+                return Err(ListenError::Setting {
+                    what: "threshold",
+                    expected: "more than 0 and at most 1",
+                    found: threshold.to_string(),
+                });
+            }
+        }
+        if let Some(label) = self.thresholds.keys().find(|label| !labels.contains(label)) {
+            return Err(ListenError::Label { label: label.clone(), labels: labels.to_vec() });
+        }
+        let of = |label: &String| match self.thresholds.get(label) {
+            Some(threshold) => *threshold,
+            None if self.ignored.contains(label) => f32::INFINITY,
+            None => self.threshold,
+        };
+        Ok(labels.iter().map(of).collect())
+    }
+}
+
 /// A word that was said.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Detection {
@@ -73,32 +107,9 @@ impl Detector {
     /// # Errors
     /// No windows to average over, a threshold that is not within 0 and 1, a threshold of a label that is not there.
     pub fn new(labels: &[String], settings: &DetectorSettings) -> Result<Self, ListenError> {
-        if !(1..=1000).contains(&settings.smoothing_windows) {
-            return Err(ListenError::Setting {
-                what: "smoothing_windows",
-                expected: "1 to 1000",
-                found: settings.smoothing_windows.to_string(),
-            });
-        }
-        for threshold in settings.thresholds.values().chain([&settings.threshold]) {
-            if !(*threshold > 0.0 && *threshold <= 1.0) {
-                return Err(ListenError::Setting {
-                    what: "threshold",
-                    expected: "more than 0 and at most 1",
-                    found: threshold.to_string(),
-                });
-            }
-        }
-        if let Some(label) = settings.thresholds.keys().find(|label| !labels.contains(label)) {
-            return Err(ListenError::Label { label: label.clone(), labels: labels.to_vec() });
-        }
-        let of = |label: &String| match settings.thresholds.get(label) {
-            Some(threshold) => *threshold,
-            None if settings.ignored.contains(label) => f32::INFINITY,
-            None => settings.threshold,
-        };
+        let thresholds = settings.of_labels(labels)?;
         Ok(Self {
-            thresholds: labels.iter().map(of).collect(),
+            thresholds,
             refractory_seconds: f64::from(settings.refractory_ms) / 1000.0,
             scores: vec![0.0; settings.smoothing_windows * labels.len()],
             next: 0,
@@ -131,6 +142,17 @@ impl Detector {
         self.armed[label] = false;
         self.last = Some(at_seconds);
         Some(Detection { label, score: self.averages[label], at_seconds })
+    }
+
+    /// Takes other thresholds, `[labels]`, and gives its own; the scores so far stay.
+    pub(super) fn swap_thresholds(&mut self, thresholds: &mut Vec<f32>) {
+        std::mem::swap(&mut self.thresholds, thresholds);
+    }
+
+    /// The label whose average is closest to its threshold, and what share of it that is.
+    pub fn closest(&self) -> Option<(usize, f32)> {
+        let shares = self.averages.iter().zip(&self.thresholds).map(|(average, threshold)| average / threshold);
+        shares.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, share)| *share > 0.0)
     }
 
     /// The averages of the last window, in the order of the labels.

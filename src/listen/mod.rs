@@ -11,7 +11,7 @@ mod detector;
 mod spotter;
 
 pub use detector::{Detection, Detector, DetectorSettings, NOT_WORDS};
-pub use spotter::{Heard, ListenSettings, Spotter};
+pub use spotter::{Heard, ListenSettings, Prepared, Preparer, Spotter};
 
 use crate::model::ModelError;
 use crate::source::{self, Sound, SourceError};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Detection, Detector, DetectorSettings, ListenError};
-use crate::features::Stream;
+use crate::features::{NoOverlap, Stream};
 use crate::model::{Model, ModelError};
 use crate::session::{Session, Slides, StreamSession, Whole};
 use crate::source::{Resampler, quality};
@@ -43,6 +43,50 @@ pub struct Heard {
     pub lost_seconds: f64,
 }
 
+/// What a [`Spotter`] answers with, ready to be taken over between two windows. Planning takes milliseconds and memory: another thread does it.
+#[derive(Debug)]
+pub struct Prepared {
+    session: StreamSession,
+    thresholds: Vec<f32>,
+    tag: u64,
+}
+
+/// Makes what one spotter can take over, on any thread.
+#[derive(Clone, Debug)]
+pub struct Preparer {
+    overlap: Result<[usize; 2], NoOverlap>,
+    labels: Vec<String>,
+    values: usize,
+}
+
+impl Preparer {
+    /// A session of the spotter's model, thresholds, and a number by which the caller knows them.
+    ///
+    /// # Errors
+    /// As [`Spotter::new`].
+    pub fn prepare(
+        &self,
+        session: Arc<Session>,
+        settings: &DetectorSettings,
+        tag: u64,
+    ) -> Result<Prepared, ListenError> {
+        check_session(&session, self.values, &self.labels)?;
+        let thresholds = settings.of_labels(&self.labels)?;
+        // What a session allocates in its first call is allocated here.
+        let mut scores = vec![0.0; self.labels.len()];
+        session.scores_into(&vec![0.0; self.values], &mut scores).map_err(ModelError::from)?;
+        Ok(Prepared { session: StreamSession::with_overlap(session, self.overlap.clone()), thresholds, tag })
+    }
+}
+
+fn check_session(session: &Session, expected: usize, labels: &[String]) -> Result<(), ListenError> {
+    let (found, scores) = (session.input_len(), session.classes());
+    if expected == found && scores.max(2) == labels.len() {
+        return Ok(());
+    }
+    Err(ListenError::Session { expected, found, labels: labels.len(), scores })
+}
+
 /// A keyword spotter for one stream of sound. Nothing is allocated once its session was called.
 ///
 /// The session may be shared, and swapped at any time ([`Session::swap`]).
@@ -54,6 +98,9 @@ pub struct Spotter {
     taken: usize,
     stream: Stream,
     session: StreamSession,
+    /// That of the [`Prepared`] in use, 0 at the beginning.
+    tag: u64,
+    labels: Vec<String>,
     scores: Vec<f32>,
     /// Squared amplitude below which a window is silence.
     gate: f32,
@@ -82,15 +129,7 @@ impl Spotter {
         }
         // Of a model that hears nothing the error says so; the hop does not matter then.
         let stream = model.stream(hop.max(1) as usize).map_err(ModelError::from)?;
-        let (expected, found) = (model.extractor().values(), session.input_len());
-        if expected != found || session.classes().max(2) != model.labels().len() {
-            return Err(ListenError::Session {
-                expected,
-                found,
-                labels: model.labels().len(),
-                scores: session.classes(),
-            });
-        }
+        check_session(&session, model.extractor().values(), model.labels())?;
         Ok(Self {
             source_hz,
             resampler: Resampler::new(source_hz, stream.rate_hz())?,
@@ -99,6 +138,8 @@ impl Spotter {
             gate: quality::power(settings.gate_dbfs),
             detector: Detector::new(model.labels(), &settings.detector)?,
             session: StreamSession::new(session, &stream),
+            tag: 0,
+            labels: model.labels().to_vec(),
             stream,
             position: 0,
             heard: Heard::default(),
@@ -149,6 +190,38 @@ impl Spotter {
             self.session.scores_into(self.stream.features(), &mut self.scores).map_err(ModelError::from)?;
         }
         Ok(self.detector.push(&self.scores, self.position as f64 / f64::from(rate_hz)))
+    }
+
+    /// Makes what [`Spotter::adopt`] takes.
+    pub fn preparer(&self) -> Preparer {
+        Preparer {
+            overlap: self.stream.overlap(),
+            labels: self.labels.clone(),
+            values: self.stream.features().len(),
+        }
+    }
+
+    /// Answers with `prepared` from the next window on; what it answered with before is in `prepared` then, to be dropped where there
+    /// is time. No sound is lost, no window is scored by both, and nothing is allocated.
+    pub fn adopt(&mut self, prepared: &mut Prepared) {
+        std::mem::swap(&mut self.session, &mut prepared.session);
+        std::mem::swap(&mut self.tag, &mut prepared.tag);
+        self.detector.swap_thresholds(&mut prepared.thresholds);
+    }
+
+    /// The number of what scored the last window.
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// The scores of the last window, not averaged; zeros where the gate held it back.
+    pub fn scores(&self) -> &[f32] {
+        &self.scores
+    }
+
+    /// The features of the last window.
+    pub fn features(&self) -> &[f32] {
+        self.stream.features()
     }
 
     /// Sound was lost, `lost_samples` of it at the source's rate as far as that is known (0 where it is not): what comes

@@ -59,7 +59,12 @@ pub(crate) struct StreamSession {
 impl StreamSession {
     /// On the windows of `stream`.
     pub(crate) fn new(session: Arc<Session>, stream: &Stream) -> Self {
-        let (overlap, current) = (stream.overlap(), session.current());
+        Self::with_overlap(session, stream.overlap())
+    }
+
+    /// On windows that overlap so.
+    pub(crate) fn with_overlap(session: Arc<Session>, overlap: Result<[usize; 2], NoOverlap>) -> Self {
+        let current = session.current();
         let running = Self::plan(&current, overlap.clone());
         Self { session, overlap, current, running }
     }

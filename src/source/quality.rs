@@ -30,7 +30,7 @@ const MARGIN: usize = 10;
 const SHORTEST_MS: u32 = 100;
 
 /// Softest loudest 20 ms, in dB of full scale: 16 bits have 46 dB below it.
-const SOFTEST_DBFS: f32 = -45.0;
+pub(crate) const SOFTEST_DBFS: f32 = -45.0;
 
 /// From this magnitude on a sample is at the stop.
 const AT_STOP: f32 = 0.995;
@@ -122,17 +122,31 @@ fn mean_square(samples: &[f32]) -> f32 {
 ///
 /// The noise is what a tenth of the frames is softer than.
 pub fn voiced(audio: &Audio) -> Range<usize> {
+    match utterances(audio, usize::MAX).first() {
+        Some(whole) => whole.clone(),
+        None => 0..0,
+    }
+}
+
+/// The voiced parts of a clip, as in [`voiced`], cut where the voice rests for `pause_ms` and more.
+pub fn utterances(audio: &Audio, pause_ms: usize) -> Vec<Range<usize>> {
     let frame = (audio.rate_hz / FRAMES_A_SECOND).max(1) as usize;
     let powers: Vec<f32> = audio.samples.chunks_exact(frame).map(mean_square).collect();
     let mut sorted = powers.clone();
     sorted.sort_by(f32::total_cmp);
-    let (Some(noise), Some(loudest)) = (sorted.get(sorted.len() / 10), sorted.last()) else { return 0..0 };
+    let (Some(noise), Some(loudest)) = (sorted.get(sorted.len() / 10), sorted.last()) else { return Vec::new() };
     let threshold = (noise * OVER_NOISE).min(loudest * NOISE_AT_MOST).max(loudest * UNDER_LOUDEST);
-    let voice = |power: &f32| *power > 0.0 && *power >= threshold;
-    match (powers.iter().position(voice), powers.iter().rposition(voice)) {
-        (Some(first), Some(last)) => first * frame..(last + 1) * frame,
-        _ => 0..0,
+    let pause = pause_ms / (1000 / FRAMES_A_SECOND) as usize;
+    let mut found: Vec<Range<usize>> = Vec::new();
+    let voice = |(_, power): &(usize, &f32)| **power > 0.0 && **power >= threshold;
+    for (at, _) in powers.iter().enumerate().filter(voice) {
+        let samples = at * frame..(at + 1) * frame;
+        match found.last_mut() {
+            Some(last) if at - last.end / frame < pause => last.end = samples.end,
+            _ => found.push(samples),
+        }
     }
+    found
 }
 
 /// The clip cut to its voiced part and a tenth of a second on both sides.
@@ -214,6 +228,18 @@ mod tests {
         let mut late = clip(400, 0.3);
         late.samples.drain(..9_000);
         assert_eq!(kinds(&late), [kind(Problem::CutOff)]);
+    }
+
+    #[test]
+    fn two_words_are_told_apart_by_the_pause_between_them() {
+        let mut both = clip(400, 0.3);
+        both.samples.extend(clip(300, 0.1).samples);
+        // A closure within a word.
+        both.samples[10_000..11_600].fill(1e-4);
+        assert_eq!(utterances(&both, 250), [8_000..14_400, 40_000..44_800]);
+        assert_eq!(utterances(&both, 50), [8_000..10_080, 11_520..14_400, 40_000..44_800]);
+        assert_eq!(voiced(&both), 8_000..44_800);
+        assert_eq!(utterances(&Audio { samples: vec![0.0; 32_000], rate_hz: RATE_HZ }, 250), []);
     }
 
     #[test]

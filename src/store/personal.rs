@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/examples/NUMBER   features of a clip, and its sound where the owner allows that
 //! DIR/adapters/NUMBER   an adapter: its state, the examples that it learnt from, its files
+//! DIR/state/NAME        small things: how a trial goes, a training that rests
 //! DIR/damaged/          what could not be read
 //! ```
 //!
@@ -109,13 +110,17 @@ pub struct Generation {
     pub life: Life,
     /// When it was trained, in seconds since 1970.
     pub at: u64,
-    /// Why it is where it is: figures and reasons, oldest first.
-    pub notes: Vec<String>,
+    /// Why it is where it is: figures and reasons with their time in seconds since 1970, oldest first.
+    pub notes: Vec<(u64, String)>,
     /// The examples that it learnt from, itself or by the adapters that it was trained on from.
     pub examples: Vec<Number>,
     /// Names and lengths of its files.
     pub files: Vec<(String, usize)>,
 }
+
+/// The header of a small thing says nothing.
+#[derive(Debug, Serialize, Deserialize)]
+struct StateInfo {}
 
 /// How much is kept; nothing is limited that is not named.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,7 +163,7 @@ impl<D: Disk> Personal<D> {
     /// # Errors
     /// A folder that cannot be read or written.
     pub fn open(mut disk: D, root: &Path, sound_allowed: bool) -> Result<Self, StoreError> {
-        for folder in ["examples", "adapters", "damaged"] {
+        for folder in ["examples", "adapters", "state", "damaged"] {
             let folder = root.join(folder);
             disk.make_folder(&folder).map_err(io_error("make the folder", &folder))?;
         }
@@ -173,8 +178,10 @@ impl<D: Disk> Personal<D> {
         };
         store.examples = store.scan("examples", |info: ExampleInfo, bytes| (info, bytes as u64))?;
         store.adapters = store.scan("adapters", |generation, _| generation)?;
-        for file in store.list("damaged")? {
-            store.tidy(&file)?;
+        for folder in ["state", "damaged"] {
+            for file in store.list(folder)? {
+                store.tidy(&file)?;
+            }
         }
         Ok(store)
     }
@@ -246,7 +253,7 @@ impl<D: Disk> Personal<D> {
         let generation = Generation {
             life: Life::Candidate,
             at,
-            notes: vec![note.to_owned()],
+            notes: vec![(at, note.to_owned())],
             examples,
             files: files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.len())).collect(),
         };
@@ -272,19 +279,56 @@ impl<D: Disk> Personal<D> {
         Ok(files)
     }
 
-    /// Moves an adapter on in its life, with the reason. When this returns it is on the disk.
+    /// Moves an adapter on in its life, with the reason and the time. When this returns it is on the disk.
     ///
     /// # Errors
     /// A step that no life has; as [`Personal::add_example`], with the adapter where it was.
-    pub fn advance(&mut self, number: Number, life: Life, note: &str) -> Result<(), StoreError> {
+    pub fn advance(&mut self, number: Number, life: Life, note: &str, at: u64) -> Result<(), StoreError> {
         let (mut generation, payload) = self.get::<Generation>("adapters", number)?;
         if !generation.life.leads_to(life) {
             return Err(StoreError::Life { number, from: generation.life, to: life });
         }
         generation.life = life;
-        generation.notes.push(note.to_owned());
+        generation.notes.push((at, note.to_owned()));
         self.put("adapters", number, &pack(&generation, &payload)?)?;
         self.adapters.insert(number, generation);
+        Ok(())
+    }
+
+    /// Keeps a small thing by name, in the place of what had that name.
+    ///
+    /// # Errors
+    /// As [`Personal::add_example`]; the old one is there then.
+    pub fn set_state(&mut self, name: &str, state: &[u8]) -> Result<(), StoreError> {
+        let bytes = pack(&StateInfo {}, state)?;
+        self.put_as("state", name, &bytes)
+    }
+
+    /// What was last kept by that name; none where it cannot be read.
+    pub fn state(&self, name: &str) -> Option<Vec<u8>> {
+        let bytes = self.disk.read(&self.root.join("state").join(name)).ok()?;
+        unpack::<StateInfo>(&bytes).map(|(_, state)| state.to_vec())
+    }
+
+    /// The names of all small things.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn state_names(&self) -> Result<Vec<String>, StoreError> {
+        let name = |file: &PathBuf| Some(file.file_name()?.to_str()?.to_owned());
+        Ok(self.list("state")?.iter().filter_map(name).filter(|name| !name.starts_with('.')).collect())
+    }
+
+    /// Erases what is kept by that name, if something is.
+    ///
+    /// # Errors
+    /// A file that cannot be removed.
+    pub fn remove_state(&mut self, name: &str) -> Result<(), StoreError> {
+        let path = self.root.join("state").join(name);
+        if self.list("state")?.contains(&path) {
+            self.wipe(&path)?;
+            self.sync("state")?;
+        }
         Ok(())
     }
 
@@ -339,7 +383,13 @@ impl<D: Disk> Personal<D> {
         }
         self.sync("damaged")?;
         self.set_aside.clear();
-        Ok(self.erase(&going)? + damaged.len())
+        // A trial or a training that rests has learnt from the examples too.
+        let state = if going.is_empty() && what != Forget::All { Vec::new() } else { self.list("state")? };
+        for file in &state {
+            self.wipe(file)?;
+        }
+        self.sync("state")?;
+        Ok(self.erase(&going)? + damaged.len() + state.len())
     }
 
     /// A number above all that were given, near the time in milliseconds.
@@ -408,8 +458,12 @@ impl<D: Disk> Personal<D> {
     }
 
     fn put(&mut self, folder: &str, number: Number, bytes: &[u8]) -> Result<(), StoreError> {
-        let target = self.path(folder, number);
-        let new = target.with_file_name(format!("{NEW}{number}"));
+        self.put_as(folder, &number.to_string(), bytes)
+    }
+
+    fn put_as(&mut self, folder: &str, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let target = self.root.join(folder).join(name);
+        let new = target.with_file_name(format!("{NEW}{name}"));
         let written = self.disk.write(&new, bytes).and_then(|()| self.disk.rename(&new, &target));
         if let Err(source) = written {
             // What is left of it goes now, or when the folder is opened again.
@@ -536,11 +590,11 @@ mod tests {
         assert!(two > one);
         let adapter = store.add_adapter(&files(), vec![one, two], "loss 0.1", 11).unwrap();
         assert_eq!(store.live(), None);
-        store.advance(adapter, Life::Trial, "no guard clip lost").unwrap();
+        store.advance(adapter, Life::Trial, "no guard clip lost", 12).unwrap();
         let store = open(folder.path());
         assert_eq!(store.example(one).unwrap(), example("stop", 10));
         assert_eq!(store.live(), Some(adapter));
-        assert_eq!(store.adapters()[&adapter].notes, ["loss 0.1", "no guard clip lost"]);
+        assert_eq!(store.adapters()[&adapter].notes, [(11, "loss 0.1".into()), (12, "no guard clip lost".into())]);
         let back = store.adapter_files(adapter).unwrap();
         assert!(back.iter().map(|(n, b)| (n.as_str(), b.clone())).eq(files()));
 
@@ -578,20 +632,20 @@ mod tests {
         let mut store = open(folder.path());
         let first = store.add_adapter(&files(), vec![], "", 1).unwrap();
         for life in [Confirmed, Candidate] {
-            let error = store.advance(first, life, "").unwrap_err().to_string();
+            let error = store.advance(first, life, "", 12).unwrap_err().to_string();
             assert!(error.contains("candidate") && error.contains(&first.to_string()), "{error}");
         }
-        store.advance(first, Trial, "").unwrap();
-        store.advance(first, Confirmed, "").unwrap();
+        store.advance(first, Trial, "", 12).unwrap();
+        store.advance(first, Confirmed, "", 12).unwrap();
         let second = store.add_adapter(&files(), vec![], "", 2).unwrap();
-        store.advance(second, Trial, "").unwrap();
+        store.advance(second, Trial, "", 12).unwrap();
         assert_eq!(store.live(), Some(second));
-        store.advance(second, RolledBack, "more false wakes").unwrap();
+        store.advance(second, RolledBack, "more false wakes", 12).unwrap();
         assert_eq!(store.live(), Some(first));
-        assert!(store.advance(second, Trial, "").is_err());
-        store.advance(first, RolledBack, "").unwrap();
+        assert!(store.advance(second, Trial, "", 12).is_err());
+        store.advance(first, RolledBack, "", 12).unwrap();
         assert_eq!(open(folder.path()).live(), None);
-        assert!(store.advance(99, Trial, "").is_err());
+        assert!(store.advance(99, Trial, "", 12).is_err());
     }
 
     #[test]
@@ -601,10 +655,10 @@ mod tests {
         let kept = store.add_example(&example("stop", 1)).unwrap();
         let lost = store.add_example(&example("go", 2)).unwrap();
         let good = store.add_adapter(&files(), vec![kept], "", 3).unwrap();
-        store.advance(good, Life::Trial, "").unwrap();
-        store.advance(good, Life::Confirmed, "").unwrap();
+        store.advance(good, Life::Trial, "", 12).unwrap();
+        store.advance(good, Life::Confirmed, "", 12).unwrap();
         let bad = store.add_adapter(&files(), vec![kept, lost], "", 4).unwrap();
-        store.advance(bad, Life::Trial, "").unwrap();
+        store.advance(bad, Life::Trial, "", 12).unwrap();
         for (kind, number) in [("examples", lost), ("adapters", bad)] {
             let path = folder.path().join(kind).join(number.to_string());
             let mut bytes = fs::read(&path).unwrap();
@@ -633,8 +687,8 @@ mod tests {
         let one = store.add_adapter(&files(), vec![stop], "", 3).unwrap();
         let two = store.add_adapter(&files(), vec![stop, go], "", 4).unwrap();
         for adapter in [one, two] {
-            store.advance(adapter, Life::Trial, "").unwrap();
-            store.advance(adapter, Life::Confirmed, "").unwrap();
+            store.advance(adapter, Life::Trial, "", 12).unwrap();
+            store.advance(adapter, Life::Confirmed, "", 12).unwrap();
         }
         assert!(holds(folder.path(), &example("go", 2)));
         assert_eq!(store.forget(Forget::Example(go)).unwrap(), 2);
@@ -665,9 +719,9 @@ mod tests {
         assert_eq!(left(&open(folder.path())), numbers[3..]);
 
         let adapters: Vec<Number> = (0..5).map(|at| store.add_adapter(&files(), vec![], "", at).unwrap()).collect();
-        store.advance(adapters[0], Life::Trial, "").unwrap();
-        store.advance(adapters[0], Life::Confirmed, "").unwrap();
-        store.advance(adapters[1], Life::Trial, "").unwrap();
+        store.advance(adapters[0], Life::Trial, "", 12).unwrap();
+        store.advance(adapters[0], Life::Confirmed, "", 12).unwrap();
+        store.advance(adapters[1], Life::Trial, "", 12).unwrap();
         store.retain(&Retention { adapters: Some(1), ..Retention::default() }, 12).unwrap();
         let expected = [adapters[0], adapters[1], adapters[4]];
         assert!(store.adapters().keys().copied().eq(expected), "one in use, one below it, the youngest other");
@@ -789,14 +843,14 @@ mod tests {
         }
         let stops = vec![said.examples[0].0, said.examples[2].0];
         let first = store.add_adapter(&files(), stops, "first", 5)?;
-        store.advance(first, Life::Trial, "")?;
-        store.advance(first, Life::Confirmed, "")?;
+        store.advance(first, Life::Trial, "", 12)?;
+        store.advance(first, Life::Confirmed, "", 12)?;
         said.confirmed = Some(first);
         let all = said.examples.iter().map(|e| e.0).collect();
         let second = store.add_adapter(&files(), all, "second", 6)?;
-        store.advance(second, Life::Trial, "")?;
+        store.advance(second, Life::Trial, "", 12)?;
         let idle = store.add_adapter(&files(), vec![], "never used", 7)?;
-        store.advance(idle, Life::RolledBack, "the gate said no")?;
+        store.advance(idle, Life::RolledBack, "the gate said no", 12)?;
         store.retain(&Retention { adapters: Some(0), ..Retention::default() }, 8)?;
         said.forget = Some(false);
         store.forget(Forget::Label("go"))?;

@@ -216,7 +216,7 @@ impl Checkpoint {
         Self::from_bytes(&bytes).map(Some).map_err(damaged)
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut out = Writer(MAGIC.to_vec());
         out.count(self.fingerprint.0.len());
         for (name, value) in &self.fingerprint.0 {
@@ -230,7 +230,7 @@ impl Checkpoint {
         out.0
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
         let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err("it does not start as one") };
         let Some(end) = rest.len().checked_sub(DIGEST_BYTES) else { return Err(SHORT) };
         let (body, digest) = rest.split_at(end);

@@ -32,11 +32,11 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, AdapterError> {
     Ok(bytes)
 }
 
-pub(super) fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, AdapterError> {
-    let bytes = read_file(path)?;
+/// Reads the tensors in `bytes`, which `path` names in errors.
+pub(super) fn tensors_of(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, Tensor>, AdapterError> {
     let damaged = |reason: String| AdapterError::Damaged { path: path.to_owned(), reason };
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
-    if let Some(name) = repeated_name(&bytes) {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(e.to_string()))?;
+    if let Some(name) = repeated_name(bytes) {
         return Err(damaged(format!("it has tensor `{name}` twice")));
     }
     let mut tensors = BTreeMap::new();

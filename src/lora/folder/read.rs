@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::bind::{find, nearest};
 use super::config::{BASE_CHANGING, Kind, LayoutName, Pairs, PeftConfig, Record, SiteRecord, UNSUPPORTED};
-use super::files::{Tensor, key_of, read_file, read_tensors};
+use super::files::{Tensor, key_of, read_file, tensors_of};
 use super::shapes::{Dims, pair_tensors, transposed};
 use super::{ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterError, FORMAT_VERSION, PREFIX};
 use crate::graph::{Graph, Layout, Site, SiteKind, ValueId};
@@ -22,10 +22,16 @@ const DEPTHWISE_TOLERANCE: f64 = 1e-5;
 /// [`AdapterError`]: missing, damaged or foreign files, tensors that do not fit the table. [`AdapterError::Plain`] for
 /// a folder that was trained in PyTorch: [`load`] reads both kinds.
 pub fn read(dir: &Path) -> Result<Adapter, AdapterError> {
-    let folder = Folder::open(dir)?;
-    match folder.config.accentor.clone() {
-        Some(table) => folder.adapter(table),
-        None => Err(AdapterError::Plain { path: folder.config_path }),
+    Folder::open(dir)?.own_adapter()
+}
+
+impl Adapter {
+    /// The adapter of the two files that [`Adapter::files`] gave; `name` stands for them in errors.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn from_files(name: &Path, config: &[u8], tensors: &[u8]) -> Result<Self, AdapterError> {
+        Folder::of(name, config, tensors)?.own_adapter()
     }
 }
 
@@ -68,10 +74,15 @@ struct Folder {
 impl Folder {
     fn open(dir: &Path) -> Result<Self, AdapterError> {
         store::recover(dir)?;
+        let read = |name: &str| read_file(&dir.join(name));
+        Self::of(dir, &read(ADAPTER_CONFIG)?, &read(ADAPTER_TENSORS)?)
+    }
+
+    /// The folder `dir` by the content of its two files.
+    fn of(dir: &Path, config: &[u8], tensors: &[u8]) -> Result<Self, AdapterError> {
         let (config_path, tensors_path) = (dir.join(ADAPTER_CONFIG), dir.join(ADAPTER_TENSORS));
         let damaged = |reason: String| AdapterError::Damaged { path: config_path.clone(), reason };
-        let config: PeftConfig =
-            serde_json::from_slice(&read_file(&config_path)?).map_err(|e| damaged(e.to_string()))?;
+        let config: PeftConfig = serde_json::from_slice(config).map_err(|e| damaged(e.to_string()))?;
         match config.peft_type.as_deref() {
             Some("LORA") => {}
             Some(other) => {
@@ -82,8 +93,16 @@ impl Folder {
             }
             None => return Err(damaged("it has no `peft_type`; expected \"LORA\"".to_owned())),
         }
-        let tensors = read_tensors(&tensors_path)?;
+        let tensors = tensors_of(tensors, &tensors_path)?;
         Ok(Self { config_path, tensors_path, config, tensors })
+    }
+
+    /// What accentor wrote.
+    fn own_adapter(self) -> Result<Adapter, AdapterError> {
+        match self.config.accentor.clone() {
+            Some(table) => self.adapter(table),
+            None => Err(AdapterError::Plain { path: self.config_path }),
+        }
     }
 
     fn damaged(&self, reason: impl fmt::Display) -> AdapterError {

@@ -40,6 +40,15 @@ fn write_files(dir: &Path, adapter: &Adapter, graph: Option<&Graph>) -> Result<(
 }
 
 impl Adapter {
+    /// The two files of the adapter's folder with their names: configuration, then tensors.
+    ///
+    /// # Errors
+    /// As [`write()`].
+    pub fn files(&self) -> Result<[(&'static str, Vec<u8>); 2], AdapterError> {
+        let (config, tensors) = encode(self, None)?;
+        Ok([(ADAPTER_CONFIG, config), (ADAPTER_TENSORS, tensors)])
+    }
+
     /// sha256 of the adapter's tensor file, in hex: what a child names as its parent.
     ///
     /// # Errors

@@ -1,0 +1,141 @@
+//! The audio path of one input: sound → words, and the memory that feedback draws on. Nothing is allocated in it, nothing waits on a disk.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::recent::Recent;
+use super::Message;
+use crate::listen::{Prepared, Preparer, Spotter};
+
+/// How an adapter gets to an ear without a pause: ready in `new`, and the one before it in `old`, to be dropped elsewhere.
+#[derive(Debug, Default)]
+struct Mail {
+    new: Mutex<Option<Box<Prepared>>>,
+    old: Mutex<Option<Box<Prepared>>>,
+}
+
+/// What the rest of the daemon has of an ear.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    mail: Arc<Mail>,
+    recent: Arc<Mutex<Recent>>,
+    pub(super) preparer: Preparer,
+}
+
+/// One input's listener.
+#[derive(Debug)]
+pub(super) struct Ear {
+    stream: usize,
+    spotter: Spotter,
+    windows: u64,
+    mail: Arc<Mail>,
+    recent: Arc<Mutex<Recent>>,
+    to: SyncSender<Message>,
+    ids: Arc<AtomicU64>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Line {
+    /// Has the ear take over `prepared` before its next window.
+    pub(super) fn send(&self, prepared: Prepared) {
+        *lock(&self.mail.new) = Some(Box::new(prepared));
+        self.clear();
+    }
+
+    /// Drops what the ear gave back.
+    pub(super) fn clear(&self) {
+        drop(lock(&self.mail.old).take());
+    }
+
+    pub(super) fn recent(&self) -> MutexGuard<'_, Recent> {
+        lock(&self.recent)
+    }
+}
+
+impl Ear {
+    /// Listens with `spotter` and tells `to` of what it hears; words are numbered by `ids`.
+    pub(super) fn new(
+        stream: usize,
+        spotter: Spotter,
+        recent: Recent,
+        to: SyncSender<Message>,
+        ids: Arc<AtomicU64>,
+    ) -> (Self, Line) {
+        let (mail, recent) = (Arc::new(Mail::default()), Arc::new(Mutex::new(recent)));
+        let line = Line { mail: mail.clone(), recent: recent.clone(), preparer: spotter.preparer() };
+        (Self { stream, spotter, windows: 0, mail, recent, to, ids }, line)
+    }
+
+    /// Takes the samples that follow. Says how many windows had to be passed over.
+    pub(super) fn hear(&mut self, mut block: &[f32]) -> u64 {
+        self.take_mail();
+        lock(&self.recent).push(block);
+        let mut passed_over = 0;
+        loop {
+            match self.spotter.next(&mut block) {
+                Ok(Some(found)) => {
+                    let (id, tag) = (self.ids.fetch_add(1, Ordering::Relaxed) + 1, self.spotter.tag());
+                    lock(&self.recent).word(id, &found, tag, self.spotter.features());
+                    let (label, score, at_seconds) = (found.label, found.score, found.at_seconds);
+                    self.tell(Message::Word { stream: self.stream, id, label, score, at_seconds, tag });
+                }
+                Ok(None) => break,
+                Err(_) => passed_over += 1,
+            }
+        }
+        let heard = self.spotter.heard();
+        let mut recent = lock(&self.recent);
+        if heard.windows > self.windows && heard.silent_windows == recent.heard.silent_windows {
+            recent.window(self.spotter.features());
+            if let Some((label, share)) = self.spotter.detector().closest() {
+                recent.closest(label, share);
+            }
+        }
+        self.windows = heard.windows;
+        (recent.heard, recent.tag) = (heard, self.spotter.tag());
+        passed_over
+    }
+
+    /// Sound was lost here, `lost_samples` of it as far as that is known.
+    pub(super) fn gap(&mut self, lost_samples: u64) {
+        let at_seconds = self.spotter.seconds();
+        let mut recent = lock(&self.recent);
+        recent.gap(lost_samples);
+        let lost_seconds = lost_samples as f64 / f64::from(recent.rate_hz());
+        drop(recent);
+        self.spotter.gap(lost_samples);
+        self.tell(Message::Gap { stream: self.stream, lost_seconds, at_seconds });
+    }
+
+    /// There is no more; why, where that is not its end.
+    pub(super) fn end(&mut self, error: Option<String>) {
+        lock(&self.recent).ended = true;
+        // Rarer than the rest, and must arrive.
+        let _ = self.to.send(Message::Ended { stream: self.stream, error });
+    }
+
+    /// Samples of a window at the input's rate: the silence behind a clip in which its last word is heard.
+    pub(super) fn window_samples(&self) -> usize {
+        self.spotter.window_source_samples()
+    }
+
+    fn tell(&self, message: Message) {
+        if self.to.try_send(message).is_err() {
+            lock(&self.recent).lost += 1;
+        }
+    }
+
+    fn take_mail(&mut self) {
+        let (Ok(mut new), Ok(mut old)) = (self.mail.new.try_lock(), self.mail.old.try_lock()) else { return };
+        if old.is_none()
+            && let Some(mut prepared) = new.take()
+        {
+            self.spotter.adopt(&mut prepared);
+            *old = Some(prepared);
+        }
+    }
+}
