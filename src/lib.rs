@@ -30,9 +30,11 @@
 //! # }
 //! ```
 //!
-//! Modules stand in the order of the flow; what a board is stands before it.
+//! Modules stand in the order of the flow; what a board is, its button and its LED stand before it.
 
 pub mod board;
+
+pub mod button;
 
 pub mod source;
 

@@ -25,8 +25,18 @@ install -Dm755 "$binary" "$root/usr/bin/accentor"
 model=$share/accentor/models/kws-commands
 install -Dm644 -t "$model" models/kws-commands/{README.md,model.toml,kws-commands.onnx}
 (cd models/kws-commands && find demo -name '*.flac' -exec install -Dm644 {} "$model/{}" \;)
-install -Dm644 -t "$share/accentor/targets" targets/*.toml
+for board in targets/*.toml; do
+    [ "$board" = targets/accentor.toml ] || install -Dm644 -t "$share/accentor/targets" "$board"
+done
 install -Dm644 -t "$share/doc/accentor" README.md docs/boards.md
+# The daemon: its unit and its commented configuration.
+config=
+if [ -f targets/accentor.toml ]; then
+    config=/etc/accentor/accentor.toml
+    install -Dm644 targets/accentor.toml "$root$config"
+    install -Dm644 -t "$share/doc/accentor/examples" targets/accentor.toml
+    install -Dm644 -t "$root/usr/lib/systemd/system" targets/accentor.service
+fi
 gzip -9n <CHANGELOG.md >"$share/doc/accentor/changelog.gz"
 {
     printf 'Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: accentor\n\nFiles: *\n'
@@ -53,7 +63,7 @@ Package: accentor
 Version: $version
 Architecture: $arch
 Maintainer: accentor maintainers <maintainers@accentor.invalid>
-Installed-Size: $(du -sk "$root/usr" | cut -f1)
+Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
 Depends: $depends
 Section: sound
 Priority: optional
@@ -62,6 +72,10 @@ Description: teaches an ONNX speech or vision model the local accent or camera
  CPU: one binary, one ONNX file, a few labelled clips, and out comes an adapter
  of some kilobytes. A keyword model of ten words is in the package.
 CONTROL
-(cd "$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
+if [ -n "$config" ]; then
+    echo "$config" >"$root/DEBIAN/conffiles"
+    install -m755 targets/debian/{postinst,prerm,postrm} "$root/DEBIAN"
+fi
+(cd "$root" && find * -path DEBIAN -prune -o -type f -print0 | sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
 dpkg-deb --root-owner-group -Zxz --build "$root" "$out/accentor_${version}_$arch.deb" >/dev/null
 ls -l "$out/accentor_${version}_$arch.deb" "$out/accentor-$version-$arch.tar.gz"

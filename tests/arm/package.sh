@@ -38,6 +38,46 @@ inside bash -c 'man accentor | grep -q "device" && man accentor-adapt | grep -q 
 # What bash offers behind `accentor ad`.
 inside bash -c '. /usr/share/bash-completion/bash_completion; . /usr/share/bash-completion/completions/accentor
     COMP_WORDS=(accentor ad) COMP_CWORD=1; _accentor accentor ad accentor; printf "%s\n" "${COMPREPLY[@]}"; [ "${COMPREPLY[*]}" = adapt ]'
+
+# The daemon, on clips and on a WAV file where there is something to decode one with; then told what was right, and stopped.
+if dpkg-deb --contents "$package" | grep -q usr/lib/systemd/system/accentor.service; then
+    inside id accentor
+    inside dpkg-query --show --showformat '${Conffiles}\n' accentor
+    work=$root/tmp/daemon
+    rm -rf "$work" && mkdir "$work"
+    clips=$root/usr/share/accentor/models/kws-commands/demo/us/test
+    kind=folder path=/usr/share/accentor/models/kws-commands/demo/us/test/stop
+    if command -v flac >/dev/null; then
+        flac --silent --decode --output-name "$work/stop.wav" "$(find "$clips/stop" -name '*.flac' | sort | head -1)"
+        kind=file path=/tmp/daemon/stop.wav
+    fi
+    cat >"$work/config.toml" <<CONFIG
+model = "/usr/share/accentor/models/kws-commands"
+state = "/tmp/daemon/state"
+socket = "/tmp/daemon/control"
+[[input]]
+name = "clips"
+kind = "$kind"
+path = "$path"
+real_time = false
+CONFIG
+    printf '\n== accentor serve, on the %s %s\n' "$kind" "$path"
+    chroot "$root" accentor serve --config /tmp/daemon/config.toml >"$work/events" 2>"$work/log" &
+    daemon=$!
+    for _ in $(seq 120); do ! grep -q '"detected"' "$work/events" || break; sleep 1; done
+    inside accentor ctl --socket /tmp/daemon/control status
+    # qemu stands between: the signal goes to it, and it hands it on.
+    kill -TERM "$daemon" && wait "$daemon" || { cat "$work/log"; exit 1; }
+    cat "$work/log"
+    grep -m1 '"detected"' "$work/events" || { echo "no word was heard" >&2; cat "$work/events" >&2; exit 1; }
+
+    # `remove` keeps what was learned and the configuration, `purge` neither.
+    mkdir -p "$root/var/lib/accentor"
+    inside dpkg --remove accentor
+    [ -e "$root/var/lib/accentor" ] && [ -e "$root/etc/accentor/accentor.toml" ] || { echo "remove took too much" >&2; exit 1; }
+fi
 inside dpkg --purge accentor
-[ ! -e "$root/usr/share/accentor" ] || { echo "purge left files behind" >&2; exit 1; }
+for left in /usr/share/accentor /var/lib/accentor /etc/accentor; do
+    [ ! -e "$root$left" ] || { echo "purge left $left behind" >&2; exit 1; }
+done
 echo "the package installs, works and goes"
