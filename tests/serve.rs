@@ -5,15 +5,19 @@
 mod daemon;
 mod recording;
 
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-
+use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use accentor::features::{Clip, FrontEnd, Mfcc, Normalise};
 use accentor::serve::AudioPath;
-use accentor::serve::protocol::{Event, Request};
+use accentor::serve::protocol::{Event, Reply, Request};
 use accentor::source::Audio;
+use accentor::store::{Disk, Personal, SystemDisk};
 use accentor::{AdapterSpec, Model, Session};
 
 use daemon::{Running, clips, config, heard, teach};
@@ -140,6 +144,260 @@ fn a_thousand_swaps_lose_no_frame_and_mix_no_adapters() {
         tags.dedup();
         println!("{} windows, {} adapters heard", windows.len(), tags.len());
         assert!(tags.len() > 200);
+    }
+}
+
+/// A disk that fails or is cut off at its n-th change.
+struct Faulty {
+    inner: SystemDisk,
+    left: Arc<AtomicUsize>,
+    mode: Fault,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    /// One change fails.
+    Once,
+    /// None succeeds any more.
+    Full,
+    /// The last file is cut in half, and none succeeds any more.
+    Cut,
+}
+
+impl Faulty {
+    fn change(&mut self, half: Option<(&Path, &[u8])>) -> io::Result<()> {
+        let left = self.left.load(Ordering::Relaxed);
+        let fails = if self.mode == Fault::Once { left == 1 } else { left <= 1 };
+        if left > 0 {
+            self.left.store(left - 1, Ordering::Relaxed);
+        }
+        if !fails {
+            return Ok(());
+        }
+        if let (Fault::Cut, Some((file, bytes)), 1) = (self.mode, half, left) {
+            std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+        }
+        Err(io::ErrorKind::StorageFull.into())
+    }
+}
+
+impl Disk for Faulty {
+    fn make_folder(&mut self, folder: &Path) -> io::Result<()> {
+        self.inner.make_folder(folder)
+    }
+
+    fn write(&mut self, file: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.change(Some((file, bytes)))?;
+        self.inner.write(file, bytes)
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        self.change(None)?;
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&mut self, file: &Path) -> io::Result<()> {
+        self.change(None)?;
+        self.inner.remove(file)
+    }
+
+    fn sync(&mut self, folder: &Path) -> io::Result<()> {
+        self.change(None)?;
+        self.inner.sync(folder)
+    }
+
+    fn read(&self, file: &Path) -> io::Result<Vec<u8>> {
+        self.inner.read(file)
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        self.inner.list(folder)
+    }
+}
+
+#[test]
+fn a_disk_that_fails_stops_no_listening_and_loses_nothing_acknowledged() {
+    let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+    let clips: Vec<_> = clips(&kws.join("demo/us/test")).into_iter().step_by(25).take(3).collect();
+    // Opening changes nothing but folders; three examples are nine changes, what stands at the end some more.
+    for mode in [Fault::Once, Fault::Full, Fault::Cut] {
+        for change in 1..=10 {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = Faulty { inner: SystemDisk, left: Arc::new(AtomicUsize::new(change)), mode };
+            let mut daemon = Running::start_on(disk, config(&kws, folder.path()));
+            let kept = daemon::taught(&mut daemon, &clips);
+            let status = daemon.status();
+            assert!(status.streams[0].detections > 0 && !status.streams[0].ended);
+            if change <= 9 {
+                assert!(kept.len() < 3, "{mode:?} {change}: {kept:?} {:?}", daemon.events.try_iter().collect::<Vec<_>>());
+                assert!(status.trouble.is_some() || mode == Fault::Once, "{mode:?} {change}: it does not say so");
+            }
+            // It still hears.
+            let before = daemon.status().streams[0].detections;
+            heard(&mut daemon, &clips);
+            assert!(daemon.status().streams[0].detections > before, "{mode:?} {change}");
+            daemon.stop();
+            let store = Personal::open(SystemDisk, &folder.path().join("state"), false).unwrap();
+            let there: Vec<u64> = store.examples().map(|(number, _)| number).collect();
+            assert!(kept.iter().all(|n| there.contains(n)), "{mode:?} {change}: {kept:?} {there:?}");
+            kept.iter().for_each(|n| drop(store.example(*n).unwrap()));
+        }
+    }
+}
+
+/// The daemon as a process, with its events and its log.
+struct Process {
+    child: Child,
+    folder: tempfile::TempDir,
+    sound: UnixStream,
+}
+
+impl Process {
+    fn start(more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+        let text = format!(
+            "model = {kws:?}\nstate = \"state\"\nsocket = \"control\"\n{more}\n\
+             [learn]\nautomatic = false\ncpu_share = 1.0\n\
+             [[input]]\nname = \"hall\"\nkind = \"socket\"\npath = \"sound\"\nrate_hz = 16000\n"
+        );
+        std::fs::write(folder.path().join("accentor.toml"), text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_accentor"));
+        command.args(["serve", "--log", "debug", "--config"]).arg(folder.path().join("accentor.toml"));
+        let child = command
+            .stdout(std::fs::File::create(folder.path().join("events")).unwrap())
+            .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let until = Instant::now() + daemon::PATIENCE;
+        while !folder.path().join("control").exists() {
+            assert!(Instant::now() < until, "{}", std::fs::read_to_string(folder.path().join("log")).unwrap());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let sound = UnixStream::connect(folder.path().join("sound")).unwrap();
+        Self { child, folder, sound }
+    }
+
+    fn ask(&self, request: Request) -> Reply {
+        accentor::serve::ask(&self.folder.path().join("control"), &request).unwrap()
+    }
+
+    /// Plays samples with a second of silence before and behind.
+    fn play(&mut self, samples: &[f32]) {
+        let Reply::Status(before) = self.ask(Request::Status {}) else { panic!() };
+        let silence = [0.0; 16_000];
+        let all: Vec<u8> =
+            [&silence, samples, &silence].concat().iter().flat_map(|v| ((v * 32767.0) as i16).to_le_bytes()).collect();
+        self.sound.write_all(&all).unwrap();
+        let end = before.streams[0].seconds + all.len() as f64 / 32_000.0;
+        let until = Instant::now() + daemon::PATIENCE;
+        loop {
+            let Reply::Status(status) = self.ask(Request::Status {}) else { panic!() };
+            if status.streams[0].seconds >= end - 0.01 {
+                return;
+            }
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Ends it as systemd does: log, and how long it took.
+    fn end(&mut self) -> (String, Duration) {
+        let began = Instant::now();
+        let kill = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        assert!(kill.success() && self.child.wait().unwrap().success());
+        (std::fs::read_to_string(self.folder.path().join("log")).unwrap(), began.elapsed())
+    }
+}
+
+/// Every file below a folder with its content.
+fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.is_file() {
+            let bytes = std::fs::read(&path).unwrap();
+            found.push((path, bytes));
+        }
+    }
+    found
+}
+
+#[test]
+fn nothing_of_a_person_is_where_it_does_not_belong() {
+    let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+    let model = Model::open(&kws).unwrap();
+    let all = clips(&kws.join("demo/lancaster/adapt"));
+    // Words that no sentence of a log has by chance.
+    let words = ["left", "right", "down", "yes"];
+    let clips: Vec<_> = all.into_iter().filter(|(_, label)| words.contains(&label.as_str())).collect();
+    for keep_sound in [false, true] {
+        let mut process = Process::start(&format!("keep_sound = {keep_sound}"));
+        let mut kept = 0;
+        for (clip, label) in &clips {
+            process.play(&clip.samples);
+            let label = label.clone();
+            let reply = match process.ask(Request::Correct { label: label.clone(), event: None }) {
+                Reply::Done(done) => Reply::Done(done),
+                _ => process.ask(Request::Missed { label, stream: None }),
+            };
+            kept += usize::from(matches!(reply, Reply::Done(_)));
+        }
+        assert!(kept > clips.len() / 2, "{kept}");
+        assert!(matches!(process.ask(Request::Train {}), Reply::Done(_)));
+        let until = Instant::now() + daemon::PATIENCE;
+        loop {
+            let Reply::History(history) = process.ask(Request::History {}) else { panic!() };
+            if !history.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let (log, took) = process.end();
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        let state = process.folder.path().join("state");
+        // The loudest 64 samples of each clip, as 16 bits; first values of features, as they are kept.
+        for (clip, _) in &clips {
+            let loudest = (0..clip.samples.len()).max_by(|a, b| clip.samples[*a].abs().total_cmp(&clip.samples[*b].abs()));
+            let from = loudest.unwrap().saturating_sub(32);
+            // What came through the socket, as the daemon read and kept it.
+            let heard = |v: &f32| f32::from((v * 32767.0) as i16) / 32768.0;
+            let sound: Vec<f32> = clip.samples[from..(from + 64).min(clip.samples.len())].iter().map(heard).collect();
+            let short: Vec<u8> = sound.iter().flat_map(|v| ((v * 32768.0) as i16).to_le_bytes()).collect();
+            let long: Vec<u8> = sound.iter().flat_map(|v| v.to_le_bytes()).collect();
+            for (path, bytes) in files(process.folder.path()) {
+                let has = |what: &[u8]| bytes.windows(what.len()).any(|w| w == what);
+                let allowed = keep_sound && path.starts_with(state.join("examples"));
+                assert!(allowed || !has(&short) && !has(&long), "sound in {}", path.display());
+            }
+        }
+        let store = Personal::open(SystemDisk, &state, keep_sound).unwrap();
+        for (number, info) in store.examples() {
+            let example = store.example(number).unwrap();
+            assert_eq!(info.samples > 0, keep_sound && info.label != "" && info.origin != "guard", "{}", info.origin);
+            assert!(info.features >= model.extractor().values());
+            let features: Vec<u8> = example.features[..16].iter().flat_map(|v| v.to_le_bytes()).collect();
+            for (path, bytes) in files(process.folder.path()) {
+                let has = bytes.windows(features.len()).any(|w| w == features);
+                assert!(!has || path.starts_with(state.join("examples")), "features in {}", path.display());
+            }
+        }
+        let said: Vec<&str> = words.into_iter().filter(|w| log.split(|c: char| !c.is_alphanumeric()).any(|l| l == *w)).collect();
+        assert!(said.is_empty(), "{said:?} in the log:\n{log}");
+        // Events name the words that were heard, and nothing else of the owner.
+        let events = std::fs::read_to_string(process.folder.path().join("events")).unwrap();
+        for line in events.lines() {
+            let event: serde_json::Value = serde_json::from_str(line).unwrap();
+            let known = ["event", "id", "stream", "label", "score", "at_seconds", "adapter", "lost_seconds", "examples", "why", "error"];
+            assert!(event.as_object().unwrap().keys().all(|k| known.contains(&k.as_str())), "{line}");
+        }
+        use std::os::unix::fs::PermissionsExt;
+        for (path, _) in files(&state) {
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
+        }
     }
 }
 

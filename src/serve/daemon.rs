@@ -19,10 +19,12 @@ use super::control::Control;
 use super::ear::{Ear, Line};
 use super::hooks::Hooks;
 use super::learner::Learner;
+use super::panel::{self, Shown};
 use super::protocol::{Event, ExampleCount, Generation, Note, Reply, Request, Status, StreamStatus};
 use super::recent::Recent;
 use super::streams::{self, Pulse};
 use super::{Message, ServeError};
+use crate::button::State;
 use crate::listen::Spotter;
 use crate::model::Model;
 use crate::session::Session;
@@ -139,6 +141,9 @@ pub struct Daemon<D = SystemDisk> {
     noted: Instant,
     status: String,
     control: Option<Control>,
+    shown: Option<Shown>,
+    /// What the LED was told last.
+    lit: Option<State>,
 }
 
 impl<D: std::fmt::Debug> std::fmt::Debug for Daemon<D> {
@@ -204,9 +209,14 @@ impl<D: Disk> Daemon<D> {
             noted: Instant::now(),
             status: String::new(),
             control: None,
+            shown: None,
+            lit: None,
         };
         daemon.open_inputs(rate_hz)?;
         daemon.use_what_is_live();
+        if let Some(button) = &daemon.config.button {
+            daemon.shown = Some(panel::open(button, daemon.to.clone())?);
+        }
         daemon.control = Some(Control::open(&daemon.config.socket, daemon.to.clone())?);
         daemon.go_on_training();
         Ok(daemon)
@@ -339,6 +349,7 @@ impl<D: Disk> Daemon<D> {
             Request::Confirm { event } => self.confirm(event),
             Request::Correct { label, event } => self.correct(&label, event),
             Request::FalseWake { event } => self.false_wake(event),
+            Request::Wrong { event } => self.wrong(event, None),
             Request::Missed { label, stream } => self.missed(&label, stream.as_deref()),
             Request::Enrol { label, count, stream } => self.enrol(&label, count, stream),
             Request::Train {} => self.train(),
@@ -355,6 +366,9 @@ impl<D: Disk> Daemon<D> {
 
     /// Tells everybody.
     fn tell(&mut self, event: &Event) {
+        if let Event::RolledBack { .. } = event {
+            self.led(State::RolledBack);
+        }
         let Ok(mut line) = serde_json::to_string(event) else { return };
         line.push('\n');
         // Whoever read the events may be gone; listening goes on.
@@ -364,6 +378,14 @@ impl<D: Disk> Daemon<D> {
         for failed in self.hooks.tell(event, Instant::now()) {
             warn!(failed, "a hook could not be run");
         }
+    }
+
+    /// Shows a state; that an adapter was taken back is seen before listening is.
+    fn led(&mut self, state: State) {
+        if let Some(shown) = self.shown.as_ref().filter(|_| (state, self.lit) != (State::Listening, Some(State::RolledBack))) {
+            shown.show(state);
+        }
+        self.lit = Some(state);
     }
 
     /// Takes note of how the disk answered.
@@ -424,6 +446,11 @@ impl<D: Disk> Daemon<D> {
         let status = self.state();
         if status != self.status {
             self.status.clone_from(&status);
+            self.led(match status.as_str() {
+                "learning" => State::Training,
+                "trial" => State::OnTrial,
+                _ => State::Listening,
+            });
             sign(Sign::Status(status));
         }
     }

@@ -16,6 +16,7 @@ mod daemon;
 mod ear;
 mod hooks;
 mod learner;
+mod panel;
 pub mod protocol;
 mod recent;
 mod streams;
@@ -93,6 +94,9 @@ pub enum ServeError {
         /// The system's word.
         source: io::Error,
     },
+    /// The button or the LED.
+    #[error(transparent)]
+    Button(#[from] crate::button::ButtonError),
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),

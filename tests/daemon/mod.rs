@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use accentor::serve::protocol::{Event, Reply, Request, Status};
 use accentor::serve::{Config, Daemon, Handle, Input, InputKind, ServeError};
 use accentor::source::{Audio, Sample, resample};
+use accentor::store::{Disk, SystemDisk};
 
 pub(crate) const RATE_HZ: u32 = 16_000;
 /// Nothing here takes longer on a busy machine.
@@ -67,9 +68,13 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(config: Config) -> Self {
+        Self::start_on(SystemDisk, config)
+    }
+
+    pub(crate) fn start_on(disk: impl Disk + Send + 'static, config: Config) -> Self {
         let (to, events) = channel();
         let socket: PathBuf = config.inputs[0].path.clone().unwrap();
-        let daemon = Daemon::open(config, Box::new(Lines(to, Vec::new()))).unwrap();
+        let daemon = Daemon::open_on(disk, config, Box::new(Lines(to, Vec::new()))).unwrap();
         let handle = daemon.handle();
         let thread = std::thread::spawn(move || daemon.run(&mut |_| {}));
         let sound = UnixStream::connect(socket).unwrap();
@@ -165,7 +170,12 @@ pub(crate) fn heard(daemon: &mut Running, clips: &[(Audio, String)]) -> f64 {
 
 /// Plays clips and says of each what it was: a correction where another word was heard, a miss where none was.
 pub(crate) fn teach(daemon: &mut Running, clips: &[(Audio, String)]) -> usize {
-    let mut kept = 0;
+    taught(daemon, clips).len()
+}
+
+/// The same, with the numbers of the examples that were kept.
+pub(crate) fn taught(daemon: &mut Running, clips: &[(Audio, String)]) -> Vec<u64> {
+    let mut kept = Vec::new();
     for (clip, label) in clips {
         let words = words(&daemon.play(clip));
         let label = label.clone();
@@ -173,7 +183,9 @@ pub(crate) fn teach(daemon: &mut Running, clips: &[(Audio, String)]) -> usize {
             Some((_, id)) => Request::Correct { label, event: Some(*id) },
             None => Request::Missed { label, stream: None },
         };
-        kept += usize::from(matches!(daemon.handle.ask(request), Reply::Done(_)));
+        if let Reply::Done(done) = daemon.handle.ask(request) {
+            kept.push(done.split(' ').nth(1).unwrap().parse().unwrap());
+        }
     }
     kept
 }

@@ -218,16 +218,21 @@ impl<D: Disk> Daemon<D> {
         Ok(format!("example {number} of `{label}`"))
     }
 
+    /// Nothing was said: what the model calls anything else, if it has a name for it.
     pub(super) fn false_wake(&mut self, event: Option<u64>) -> Result<String, String> {
+        let other = self.model.labels().iter().find(|l| NOT_WORDS[1..].contains(&l.as_str())).cloned();
+        self.wrong(event, other)
+    }
+
+    /// The last word was none, or another one that nobody names: sound that no threshold may let through.
+    pub(super) fn wrong(&mut self, event: Option<u64>, label: Option<String>) -> Result<String, String> {
         let said = self.said(event)?;
         self.feedback();
         self.guarded.retain(|g| g.id != said.id);
         if said.last {
             self.watch(Observation::FalseWake);
         }
-        // What the model calls anything else, else sound without words that no threshold may let through.
-        let other = self.model.labels().iter().find(|l| NOT_WORDS[1..].contains(&l.as_str())).cloned();
-        let number = self.keep_example(&other.unwrap_or_default(), origin::FALSE_WAKE, said.features, Vec::new(), 0)?;
+        let number = self.keep_example(&label.unwrap_or_default(), origin::FALSE_WAKE, said.features, Vec::new(), 0)?;
         Ok(format!("example {number} of what is no word"))
     }
 
