@@ -172,7 +172,7 @@ fn a_step_and_a_call_allocate_nothing() {
         {
             let (found, words) = daemons_path(model);
             assert_eq!(found, 0, "the daemon's audio path, sliding {sliding}");
-            assert!(!sliding && words > 10 || sliding, "{words} words");
+            assert!(sliding || words > 10, "{words} words");
         }
     }
     let (mut tried, mut wrong) = (0, Vec::new());

@@ -3,7 +3,7 @@
 mod feedback;
 mod update;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -81,6 +81,21 @@ impl Handle {
     }
 }
 
+/// What a daemon has of the process that it runs in.
+pub struct Outside {
+    /// Gets the events, one JSON object a line.
+    pub events: Box<dyn Write + Send>,
+    /// Raw samples, for an input of the kind `stdin`.
+    pub stdin: Option<Box<dyn Read + Send>>,
+}
+
+impl Outside {
+    /// Events, and no stdin.
+    pub fn new(events: impl Write + Send + 'static) -> Self {
+        Self { events: Box::new(events), stdin: None }
+    }
+}
+
 /// An input, from the daemon's side.
 #[derive(Debug)]
 struct Stream {
@@ -153,12 +168,12 @@ impl<D: std::fmt::Debug> std::fmt::Debug for Daemon<D> {
 }
 
 impl Daemon {
-    /// A daemon on the system's disk. Events go to `out`, one JSON object a line.
+    /// A daemon on the system's disk.
     ///
     /// # Errors
     /// A model, an input, a socket or a state folder that cannot be opened; another daemon that has them.
-    pub fn open(config: Config, out: Box<dyn Write + Send>) -> Result<Self, ServeError> {
-        Self::open_on(SystemDisk, config, out)
+    pub fn open(config: Config, outside: Outside) -> Result<Self, ServeError> {
+        Self::open_on(SystemDisk, config, outside)
     }
 }
 
@@ -167,7 +182,7 @@ impl<D: Disk> Daemon<D> {
     ///
     /// # Errors
     /// As [`Daemon::open`].
-    pub fn open_on(disk: D, config: Config, out: Box<dyn Write + Send>) -> Result<Self, ServeError> {
+    pub fn open_on(disk: D, config: Config, outside: Outside) -> Result<Self, ServeError> {
         config.check()?;
         let model = Arc::new(Model::open(&config.model)?);
         let Some((rate_hz, _)) = model.extractor().sound() else { return Err(ServeError::Deaf(model.front_end())) };
@@ -195,7 +210,7 @@ impl<D: Disk> Daemon<D> {
             from,
             stop: Arc::new(AtomicBool::new(false)),
             listeners: Vec::new(),
-            out,
+            out: outside.events,
             learner: None,
             failed_with: None,
             enrolment: None,
@@ -212,7 +227,7 @@ impl<D: Disk> Daemon<D> {
             shown: None,
             lit: None,
         };
-        daemon.open_inputs(rate_hz)?;
+        daemon.open_inputs(rate_hz, outside.stdin)?;
         daemon.use_what_is_live();
         if let Some(button) = &daemon.config.button {
             daemon.shown = Some(panel::open(button, daemon.to.clone())?);
@@ -232,7 +247,7 @@ impl<D: Disk> Daemon<D> {
         Handle { to: self.to.clone() }
     }
 
-    fn open_inputs(&mut self, rate_hz: u32) -> Result<(), ServeError> {
+    fn open_inputs(&mut self, rate_hz: u32, mut stdin: Option<Box<dyn Read + Send>>) -> Result<(), ServeError> {
         let default = Input {
             name: "microphone".into(),
             kind: InputKind::Microphone,
@@ -246,7 +261,7 @@ impl<D: Disk> Daemon<D> {
         let inputs = if self.config.inputs.is_empty() { vec![default] } else { self.config.inputs.clone() };
         let ids = Arc::new(AtomicU64::new(0));
         for (index, input) in inputs.into_iter().enumerate() {
-            let sound = streams::open(&input, rate_hz)?;
+            let sound = streams::open(&input, rate_hz, &mut stdin)?;
             let spotter = Spotter::new(&self.model, self.base.clone(), sound.rate_hz(), &self.config.listen)?;
             let recent = Recent::new(
                 sound.rate_hz(),
@@ -382,7 +397,9 @@ impl<D: Disk> Daemon<D> {
 
     /// Shows a state; that an adapter was taken back is seen before listening is.
     fn led(&mut self, state: State) {
-        if let Some(shown) = self.shown.as_ref().filter(|_| (state, self.lit) != (State::Listening, Some(State::RolledBack))) {
+        if let Some(shown) =
+            self.shown.as_ref().filter(|_| (state, self.lit) != (State::Listening, Some(State::RolledBack)))
+        {
             shown.show(state);
         }
         self.lit = Some(state);

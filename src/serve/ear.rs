@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Message;
 use super::config::Config;
 use super::recent::Recent;
-use super::Message;
 use crate::listen::{DetectorSettings, ListenError, Prepared, Preparer, Spotter};
 use crate::model::Model;
 use crate::session::Session;

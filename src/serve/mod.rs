@@ -28,7 +28,7 @@ use std::sync::mpsc::SyncSender;
 
 pub use config::{Config, Feedback, Guard, Hook, Input, InputKind, Keep, Learn};
 pub use control::{ask, connect};
-pub use daemon::{Daemon, Handle, Sign};
+pub use daemon::{Daemon, Handle, Outside, Sign};
 pub use ear::{AudioPath, Swap};
 
 use crate::listen::ListenError;

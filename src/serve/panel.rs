@@ -8,7 +8,10 @@ use crate::button::{Settings, State};
 /// Shows states on the LED, if there is one.
 #[derive(Debug)]
 pub(super) struct Shown {
-    #[cfg_attr(not(all(feature = "gpio", target_os = "linux")), allow(dead_code, reason = "nothing reads it in such a build"))]
+    #[cfg_attr(
+        not(all(feature = "gpio", target_os = "linux")),
+        allow(dead_code, reason = "nothing reads it in such a build")
+    )]
     state: std::sync::Arc<std::sync::Mutex<Option<State>>>,
 }
 

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use accentor::serve::protocol::{Event, Reply, Request, Status};
-use accentor::serve::{Config, Daemon, Handle, Input, InputKind, ServeError};
+use accentor::serve::{Config, Daemon, Handle, Input, InputKind, Outside};
 use accentor::source::{Audio, Sample, resample};
 use accentor::store::{Disk, SystemDisk};
 
@@ -19,7 +19,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A config for a model, with everything else in `folder` and sound from a socket there.
 pub(crate) fn config(model: &Path, folder: &Path) -> Config {
-    let text = format!("model = {:?}\nstate = {:?}\nsocket = {:?}\n", model, folder.join("state"), folder.join("control"));
+    let text =
+        format!("model = {:?}\nstate = {:?}\nsocket = {:?}\n", model, folder.join("state"), folder.join("control"));
     let path = folder.join("accentor.toml");
     std::fs::write(&path, text).unwrap();
     let mut config = Config::read(&path).unwrap();
@@ -35,7 +36,9 @@ pub(crate) fn config(model: &Path, folder: &Path) -> Config {
     }];
     config.learn.automatic = false;
     config.learn.cpu_share = 1.0;
-    config.guard.ambient_seconds = 10.0;
+    // In dense speech every other window has a part of a word.
+    config.guard.ambient_seconds = 0.0;
+    config.listen.detector.threshold = 0.5;
     config
 }
 
@@ -63,7 +66,7 @@ pub(crate) struct Running {
     sound: UnixStream,
     sent: u64,
     rng: fastrand::Rng,
-    thread: Option<JoinHandle<Result<(), ServeError>>>,
+    thread: Option<JoinHandle<Result<(), String>>>,
 }
 
 impl Running {
@@ -74,9 +77,9 @@ impl Running {
     pub(crate) fn start_on(disk: impl Disk + Send + 'static, config: Config) -> Self {
         let (to, events) = channel();
         let socket: PathBuf = config.inputs[0].path.clone().unwrap();
-        let daemon = Daemon::open_on(disk, config, Box::new(Lines(to, Vec::new()))).unwrap();
+        let daemon = Daemon::open_on(disk, config, Outside::new(Lines(to, Vec::new()))).unwrap();
         let handle = daemon.handle();
-        let thread = std::thread::spawn(move || daemon.run(&mut |_| {}));
+        let thread = std::thread::spawn(move || daemon.run(&mut |_| {}).map_err(|e| e.to_string()));
         let sound = UnixStream::connect(socket).unwrap();
         Self { handle, events, sound, sent: 0, rng: fastrand::Rng::with_seed(7), thread: Some(thread) }
     }

@@ -27,14 +27,8 @@ pub(super) mod origin {
 }
 
 /// What an update learns from.
-pub(super) const TAUGHT: [&str; 6] = [
-    origin::ENROLLED,
-    origin::CORRECTED,
-    origin::CONFIRMED,
-    origin::MISSED,
-    origin::FALSE_WAKE,
-    origin::SELF,
-];
+pub(super) const TAUGHT: [&str; 6] =
+    [origin::ENROLLED, origin::CORRECTED, origin::CONFIRMED, origin::MISSED, origin::FALSE_WAKE, origin::SELF];
 
 /// Words that wait to become guards, at most.
 const GUARDED: usize = 32;
@@ -241,10 +235,11 @@ impl<D: Disk> Daemon<D> {
         let mut best: Option<(usize, Found, f32)> = None;
         let mut why = format!("there is no input `{}`", stream.unwrap_or_default());
         for (at, of) in self.streams.iter().enumerate().filter(|(_, s)| stream.is_none_or(|n| n == s.input.name)) {
+            let window = self.window(at);
             let mut recent = of.line.recent();
             let end = recent.end();
             let from = end.saturating_sub(recent.samples(self.config.feedback.missed_seconds));
-            match clips::last(&recent, from..end) {
+            match clips::last(&recent, from..end, window) {
                 Ok(found) => {
                     recent.no_ambient_around(found.end);
                     let level = quality::loudest_power(&found.clip.samples, found.clip.rate_hz);
@@ -291,10 +286,11 @@ impl<D: Disk> Daemon<D> {
             if enrolment.stream.as_ref().is_some_and(|name| *name != self.streams[index].input.name) {
                 continue;
             }
+            let window = self.window(index);
             while enrolment.left > 0 {
                 let mut recent = self.streams[index].line.recent();
                 let end = recent.end();
-                let Some(found) = clips::first_over(&recent, enrolment.from[index]..end) else { break };
+                let Some(found) = clips::first_over(&recent, enrolment.from[index]..end, window) else { break };
                 let taken = match found {
                     Ok(found) => {
                         recent.no_ambient_around(found.end);

@@ -338,7 +338,10 @@ impl<D: Disk> Daemon<D> {
             return Err("it is training already".into());
         }
         if let Some(watched) = &self.trial {
-            return Err(format!("adapter {} is on trial: one update at a time (accept it, or roll it back)", watched.number));
+            return Err(format!(
+                "adapter {} is on trial: one update at a time (accept it, or roll it back)",
+                watched.number
+            ));
         }
         let plan = self.plan()?;
         let bytes = serde_json::to_vec(&plan).map_err(|e| e.to_string())?;
