@@ -113,6 +113,40 @@ fn streamed(model: &Model, sliding: bool) -> (usize, u64, u64) {
     (found, spotter.heard().windows, spotter.heard().gaps)
 }
 
+/// The same of the daemon's audio path, with words, gaps and a new adapter in it; and the words.
+#[cfg(all(feature = "serve", unix))]
+fn daemons_path(model: &Model) -> (usize, usize) {
+    use accentor::serve::{AudioPath, Config};
+    let config: Config = toml::from_str("model = \"m\"\n[guard]\nambient_seconds = 5.0").unwrap();
+    let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands/demo/us/test");
+    let clips: Vec<Vec<f32>> = accentor::source::dataset(&demo).unwrap().examples[..40]
+        .iter()
+        .map(|example| match accentor::source::read(&example.path).unwrap() {
+            accentor::source::Sample::Audio(clip) => accentor::source::resample(&clip, 16_000).unwrap().samples,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let session = || Arc::new(model.session(None).unwrap());
+    let (mut path, swap) = AudioPath::new(model, session(), 16_000, &config).unwrap();
+    let rest = [0.0; 12_000];
+    let mut words = 0;
+    let mut hear = |path: &mut AudioPath| {
+        for clip in &clips {
+            clip.chunks(1024).for_each(|block| path.hear(block));
+            rest.chunks(1024).for_each(|block| path.hear(block));
+            while path.word().is_some() {
+                words += 1;
+            }
+        }
+        path.gap(100);
+    };
+    hear(&mut path);
+    swap.to(session(), 1).unwrap();
+    let found = allocations(|| hear(&mut path));
+    assert_eq!(path.tag(), 1);
+    (found, words)
+}
+
 // One test alone: the counter is of the process.
 #[test]
 fn a_step_and_a_call_allocate_nothing() {
@@ -134,6 +168,12 @@ fn a_step_and_a_call_allocate_nothing() {
         let (found, windows, gaps) = streamed(model, sliding);
         assert_eq!(found, 0, "the audio path, sliding {sliding}");
         assert!(windows > 100 && gaps > 4, "{windows} windows, {gaps} gaps");
+        #[cfg(all(feature = "serve", unix))]
+        {
+            let (found, words) = daemons_path(model);
+            assert_eq!(found, 0, "the daemon's audio path, sliding {sliding}");
+            assert!(sliding || words > 10, "{words} words");
+        }
     }
     let (mut tried, mut wrong) = (0, Vec::new());
     for name in recording::names().into_iter().filter(|name| name.ends_with("-b3")) {

@@ -7,9 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::options::{
-    AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, read_dataset, target_profile,
-};
+use super::options::{AdapterArgs, AugmentArgs, CacheArgs, ModelArgs, ModelDetails, read_dataset, target_profile};
 use super::watch::{BudgetArgs, CheckpointArgs, Conducted, Watch, Watched};
 use super::{memory, report};
 use crate::board::Profile;

@@ -50,6 +50,12 @@ enum Ask {
         #[arg(long, value_name = "N")]
         event: Option<u64>,
     },
+    /// The last word was wrong, whatever it was
+    Wrong {
+        /// Another one, by the number of its event
+        #[arg(long, value_name = "N")]
+        event: Option<u64>,
+    },
     /// A word was said just now and not heard
     Missed {
         /// What was said
@@ -103,6 +109,7 @@ impl Ask {
             Self::Confirm { event } => Request::Confirm { event: *event },
             Self::Correct { label, event } => Request::Correct { label: label.clone(), event: *event },
             Self::FalseWake { event } => Request::FalseWake { event: *event },
+            Self::Wrong { event } => Request::Wrong { event: *event },
             Self::Missed { label, stream } => Request::Missed { label: label.clone(), stream: stream.clone() },
             Self::Enrol { label, count, stream } => {
                 Request::Enrol { label: label.clone(), count: *count, stream: stream.clone() }

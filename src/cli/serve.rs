@@ -9,7 +9,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::serve::protocol::Request;
-use crate::serve::{Config, Daemon, Sign};
+use crate::serve::{Config, Daemon, Outside, Sign};
 
 /// Listen all day, learn what its owner says, and take back what was wrong
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     // Before the model is read: a signal that comes early is not lost.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot listen for signals")?;
-    let mut daemon = Daemon::open(config, Box::new(std::io::stdout()))?;
+    let outside = Outside { events: Box::new(std::io::stdout()), stdin: Some(Box::new(std::io::stdin())) };
+    let mut daemon = Daemon::open(config, outside)?;
     daemon.set_path(&args.config);
     let handle = daemon.handle();
     let wait = move || {

@@ -194,11 +194,7 @@ impl Spotter {
 
     /// Makes what [`Spotter::adopt`] takes.
     pub fn preparer(&self) -> Preparer {
-        Preparer {
-            overlap: self.stream.overlap(),
-            labels: self.labels.clone(),
-            values: self.stream.features().len(),
-        }
+        Preparer { overlap: self.stream.overlap(), labels: self.labels.clone(), values: self.stream.features().len() }
     }
 
     /// Answers with `prepared` from the next window on; what it answered with before is in `prepared` then, to be dropped where there

@@ -44,13 +44,7 @@ impl Recipe {
 
     /// The recipe as a run takes it.
     pub fn config(&self, seed: u64) -> TrainConfig {
-        TrainConfig {
-            epochs: self.epochs,
-            rate: self.rate,
-            smoothing: self.smoothing,
-            seed,
-            ..TrainConfig::default()
-        }
+        TrainConfig { epochs: self.epochs, rate: self.rate, smoothing: self.smoothing, seed, ..TrainConfig::default() }
     }
 }
 

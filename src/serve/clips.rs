@@ -7,8 +7,11 @@ use crate::source::{Audio, quality};
 
 /// A voice that rests for so long has ended its word; within "six" or "eight" it rests for 150 ms at most.
 const PAUSE_MS: usize = 250;
-/// What stands around a word in its clip, as in `record`.
+/// What stands around a word in its clip at least, as in `record`; the room's own sound up to a whole window teaches the model what it
+/// will hear.
 const MARGIN_SECONDS: f64 = 0.1;
+/// Clips are moved by so much either way when they are taught.
+const MOVED_SECONDS: f64 = 0.06;
 /// A word may have begun so long before its window, and may end so long behind it.
 const BEYOND_SECONDS: f64 = 0.4;
 /// A word is over when the voice rested for so long.
@@ -46,21 +49,21 @@ pub(super) fn heard(recent: &Recent, end: u64, window: u64) -> Result<Found, NoC
     };
     let words = quality::utterances(&audio, PAUSE_MS);
     let word = words.iter().filter(|u| u.len() as u64 >= recent.samples(0.06)).min_by_key(|u| (away(u), u.start));
-    cut(&audio, start, word.cloned())
+    cut(&audio, start, &words, word, window)
 }
 
 /// The last word that ended in a stretch.
-pub(super) fn last(recent: &Recent, range: Range<u64>) -> Result<Found, NoClip> {
+pub(super) fn last(recent: &Recent, range: Range<u64>, window: u64) -> Result<Found, NoClip> {
     let (audio, words, start) = words(recent, range);
-    cut(&audio, start, words.last().cloned())
+    cut(&audio, start, &words, words.last(), window)
 }
 
 /// The first word in a stretch that is over.
-pub(super) fn first_over(recent: &Recent, range: Range<u64>) -> Option<Result<Found, NoClip>> {
+pub(super) fn first_over(recent: &Recent, range: Range<u64>, window: u64) -> Option<Result<Found, NoClip>> {
     let (audio, words, start) = words(recent, range.clone());
-    let word = words.into_iter().next()?;
+    let word = words.first()?;
     let over = start + word.end as u64 + recent.samples(OVER_SECONDS) <= range.end.min(recent.end());
-    over.then(|| cut(&audio, start, Some(word)))
+    over.then(|| cut(&audio, start, &words, Some(word), window))
 }
 
 fn words(recent: &Recent, range: Range<u64>) -> (Audio, Vec<Range<usize>>, u64) {
@@ -74,19 +77,36 @@ fn words(recent: &Recent, range: Range<u64>) -> (Audio, Vec<Range<usize>>, u64) 
     (audio, words, start)
 }
 
-fn cut(audio: &Audio, start: u64, word: Option<Range<usize>>) -> Result<Found, NoClip> {
+fn cut(
+    audio: &Audio,
+    start: u64,
+    words: &[Range<usize>],
+    word: Option<&Range<usize>>,
+    window: u64,
+) -> Result<Found, NoClip> {
     let silence = || NoClip::Problem("there is no word in it".into());
     let word = word.ok_or_else(silence)?;
-    let margin = (MARGIN_SECONDS * f64::from(audio.rate_hz)) as usize;
-    let samples = audio.samples[word.start.saturating_sub(margin)..(word.end + margin).min(audio.samples.len())].to_vec();
-    let end = start + word.end as u64;
-    let clip = Audio { samples, rate_hz: audio.rate_hz };
-    // With nothing around it a clip says little of its noise: only what is wrong with the word itself counts.
-    let wrong = quality::problems(&clip).into_iter().find(|p| !matches!(p, quality::Problem::CutOff));
-    match wrong {
-        Some(problem) => Err(NoClip::Problem(problem.to_string())),
-        None => Ok(Found { clip, end }),
+    let samples = |seconds: f64| (seconds * f64::from(audio.rate_hz)) as usize;
+    // With more around it a clip says something of its noise, with less only of the word itself: cut off it is in both.
+    let around = |margin: usize| {
+        let (mut from, mut to) = (word.start.saturating_sub(margin), (word.end + margin).min(audio.samples.len()));
+        for other in words {
+            if other.end <= word.start {
+                from = from.max((other.end + word.start) / 2);
+            } else if other.start >= word.end {
+                to = to.min((other.start + word.end) / 2);
+            }
+        }
+        Audio { samples: audio.samples[from..to].to_vec(), rate_hz: audio.rate_hz }
+    };
+    let least = samples(MARGIN_SECONDS);
+    let wrong = quality::problems(&around(least)).into_iter().find(|p| !matches!(p, quality::Problem::CutOff));
+    if let Some(problem) = wrong {
+        return Err(NoClip::Problem(problem.to_string()));
     }
+    let whole = window as usize + 2 * samples(MOVED_SECONDS);
+    let clip = around(least.max(whole.saturating_sub(word.len()) / 2));
+    Ok(Found { clip, end: start + word.end as u64 })
 }
 
 #[cfg(test)]
@@ -120,7 +140,7 @@ mod tests {
         // A window of a second around the word at 5.
         let found = heard(&recent, at(5.7), at(1.0)).unwrap();
         assert!(found.end.abs_diff(at(5.4)) < 400, "{}", found.end);
-        assert!((found.clip.samples.len() as f64 / 16_000.0 - 0.6).abs() < 0.05);
+        assert!((found.clip.samples.len() as f64 / 16_000.0 - 1.12).abs() < 0.05);
         assert_eq!(heard(&recent, at(1.0), at(1.0)), Err(NoClip::Gone));
         assert!(matches!(heard(&recent, at(8.0), at(0.5)), Err(NoClip::Problem(_))));
     }
@@ -128,12 +148,12 @@ mod tests {
     #[test]
     fn the_last_word_and_the_first_that_is_over() {
         let recent = recent(&[4.0, 6.0, 9.5]);
-        let found = last(&recent, at(3.0)..at(8.0)).unwrap();
+        let found = last(&recent, at(3.0)..at(8.0), at(1.0)).unwrap();
         assert!(found.end.abs_diff(at(6.4)) < 400);
-        let first = first_over(&recent, at(3.0)..at(10.0)).unwrap().unwrap();
+        let first = first_over(&recent, at(3.0)..at(10.0), at(1.0)).unwrap().unwrap();
         assert!(first.end.abs_diff(at(4.4)) < 400);
         // The one at the end may go on.
-        assert!(first_over(&recent, at(7.0)..at(10.0)).is_none());
-        assert!(matches!(last(&recent, at(7.0)..at(9.0)), Err(NoClip::Problem(_))));
+        assert!(first_over(&recent, at(7.0)..at(10.0), at(1.0)).is_none());
+        assert!(matches!(last(&recent, at(7.0)..at(9.0), at(1.0)), Err(NoClip::Problem(_))));
     }
 }

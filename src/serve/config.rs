@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ServeError;
 use crate::board::Profile;
+use crate::button::Settings as Button;
 use crate::gate::{GateSettings, TrialSettings};
 use crate::graph::Choice;
 use crate::listen::ListenSettings;
@@ -55,6 +56,9 @@ pub struct Config {
     /// How long things are kept.
     #[serde(default)]
     pub keep: Keep,
+    /// A button and an LED, in a build with the feature `gpio`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub button: Option<Button>,
     /// Programs that are told of events.
     #[serde(default, rename = "hook")]
     pub hooks: Vec<Hook>,
@@ -383,14 +387,17 @@ impl Config {
         if !(0.0..=1e6).contains(&self.guard.ambient_seconds) {
             return wrong("guard.ambient_seconds", "expected 0 to 1000000");
         }
+        if let Some(button) = &self.button {
+            button.check()?;
+        }
         self.hooks.iter().try_for_each(Hook::check)
     }
 
     /// Whether `other` differs only in what a running daemon takes over.
     pub(super) fn reloads_to(&self, other: &Self) -> bool {
         let fixed = |c: &Self| {
-            let Self { model, state, socket, keep_sound, inputs, feedback, .. } = c.clone();
-            (model, state, socket, keep_sound, inputs, feedback, c.listen.hop_ms, c.listen.gate_dbfs)
+            let Self { model, state, socket, keep_sound, inputs, feedback, button, .. } = c.clone();
+            (model, state, socket, keep_sound, inputs, feedback, button, c.listen.hop_ms, c.listen.gate_dbfs)
         };
         fixed(self) == fixed(other)
     }

@@ -85,7 +85,10 @@ impl Control {
                 }
             }
         };
-        std::thread::Builder::new().name("control".into()).spawn(accept).map_err(|e| ServeError::Thread { source: e })?;
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(accept)
+            .map_err(|e| ServeError::Thread { source: e })?;
         Ok(Self { path: path.to_owned(), stop })
     }
 }

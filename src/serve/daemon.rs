@@ -3,7 +3,7 @@
 mod feedback;
 mod update;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -19,10 +19,12 @@ use super::control::Control;
 use super::ear::{Ear, Line};
 use super::hooks::Hooks;
 use super::learner::Learner;
+use super::panel::{self, Shown};
 use super::protocol::{Event, ExampleCount, Generation, Note, Reply, Request, Status, StreamStatus};
 use super::recent::Recent;
 use super::streams::{self, Pulse};
 use super::{Message, ServeError};
+use crate::button::State;
 use crate::listen::Spotter;
 use crate::model::Model;
 use crate::session::Session;
@@ -76,6 +78,21 @@ impl Handle {
     pub fn stop(&self) {
         // One that has ended has stopped.
         let _ = self.to.send(Message::Stop);
+    }
+}
+
+/// What a daemon has of the process that it runs in.
+pub struct Outside {
+    /// Gets the events, one JSON object a line.
+    pub events: Box<dyn Write + Send>,
+    /// Raw samples, for an input of the kind `stdin`.
+    pub stdin: Option<Box<dyn Read + Send>>,
+}
+
+impl Outside {
+    /// Events, and no stdin.
+    pub fn new(events: impl Write + Send + 'static) -> Self {
+        Self { events: Box::new(events), stdin: None }
     }
 }
 
@@ -139,6 +156,9 @@ pub struct Daemon<D = SystemDisk> {
     noted: Instant,
     status: String,
     control: Option<Control>,
+    shown: Option<Shown>,
+    /// What the LED was told last.
+    lit: Option<State>,
 }
 
 impl<D: std::fmt::Debug> std::fmt::Debug for Daemon<D> {
@@ -148,12 +168,12 @@ impl<D: std::fmt::Debug> std::fmt::Debug for Daemon<D> {
 }
 
 impl Daemon {
-    /// A daemon on the system's disk. Events go to `out`, one JSON object a line.
+    /// A daemon on the system's disk.
     ///
     /// # Errors
     /// A model, an input, a socket or a state folder that cannot be opened; another daemon that has them.
-    pub fn open(config: Config, out: Box<dyn Write + Send>) -> Result<Self, ServeError> {
-        Self::open_on(SystemDisk, config, out)
+    pub fn open(config: Config, outside: Outside) -> Result<Self, ServeError> {
+        Self::open_on(SystemDisk, config, outside)
     }
 }
 
@@ -162,7 +182,7 @@ impl<D: Disk> Daemon<D> {
     ///
     /// # Errors
     /// As [`Daemon::open`].
-    pub fn open_on(disk: D, config: Config, out: Box<dyn Write + Send>) -> Result<Self, ServeError> {
+    pub fn open_on(disk: D, config: Config, outside: Outside) -> Result<Self, ServeError> {
         config.check()?;
         let model = Arc::new(Model::open(&config.model)?);
         let Some((rate_hz, _)) = model.extractor().sound() else { return Err(ServeError::Deaf(model.front_end())) };
@@ -190,7 +210,7 @@ impl<D: Disk> Daemon<D> {
             from,
             stop: Arc::new(AtomicBool::new(false)),
             listeners: Vec::new(),
-            out,
+            out: outside.events,
             learner: None,
             failed_with: None,
             enrolment: None,
@@ -204,9 +224,14 @@ impl<D: Disk> Daemon<D> {
             noted: Instant::now(),
             status: String::new(),
             control: None,
+            shown: None,
+            lit: None,
         };
-        daemon.open_inputs(rate_hz)?;
+        daemon.open_inputs(rate_hz, outside.stdin)?;
         daemon.use_what_is_live();
+        if let Some(button) = &daemon.config.button {
+            daemon.shown = Some(panel::open(button, daemon.to.clone())?);
+        }
         daemon.control = Some(Control::open(&daemon.config.socket, daemon.to.clone())?);
         daemon.go_on_training();
         Ok(daemon)
@@ -222,7 +247,7 @@ impl<D: Disk> Daemon<D> {
         Handle { to: self.to.clone() }
     }
 
-    fn open_inputs(&mut self, rate_hz: u32) -> Result<(), ServeError> {
+    fn open_inputs(&mut self, rate_hz: u32, mut stdin: Option<Box<dyn Read + Send>>) -> Result<(), ServeError> {
         let default = Input {
             name: "microphone".into(),
             kind: InputKind::Microphone,
@@ -236,7 +261,7 @@ impl<D: Disk> Daemon<D> {
         let inputs = if self.config.inputs.is_empty() { vec![default] } else { self.config.inputs.clone() };
         let ids = Arc::new(AtomicU64::new(0));
         for (index, input) in inputs.into_iter().enumerate() {
-            let sound = streams::open(&input, rate_hz)?;
+            let sound = streams::open(&input, rate_hz, &mut stdin)?;
             let spotter = Spotter::new(&self.model, self.base.clone(), sound.rate_hz(), &self.config.listen)?;
             let recent = Recent::new(
                 sound.rate_hz(),
@@ -339,6 +364,7 @@ impl<D: Disk> Daemon<D> {
             Request::Confirm { event } => self.confirm(event),
             Request::Correct { label, event } => self.correct(&label, event),
             Request::FalseWake { event } => self.false_wake(event),
+            Request::Wrong { event } => self.wrong(event, None),
             Request::Missed { label, stream } => self.missed(&label, stream.as_deref()),
             Request::Enrol { label, count, stream } => self.enrol(&label, count, stream),
             Request::Train {} => self.train(),
@@ -355,6 +381,9 @@ impl<D: Disk> Daemon<D> {
 
     /// Tells everybody.
     fn tell(&mut self, event: &Event) {
+        if let Event::RolledBack { .. } = event {
+            self.led(State::RolledBack);
+        }
         let Ok(mut line) = serde_json::to_string(event) else { return };
         line.push('\n');
         // Whoever read the events may be gone; listening goes on.
@@ -364,6 +393,16 @@ impl<D: Disk> Daemon<D> {
         for failed in self.hooks.tell(event, Instant::now()) {
             warn!(failed, "a hook could not be run");
         }
+    }
+
+    /// Shows a state; that an adapter was taken back is seen before listening is.
+    fn led(&mut self, state: State) {
+        if let Some(shown) =
+            self.shown.as_ref().filter(|_| (state, self.lit) != (State::Listening, Some(State::RolledBack)))
+        {
+            shown.show(state);
+        }
+        self.lit = Some(state);
     }
 
     /// Takes note of how the disk answered.
@@ -424,6 +463,11 @@ impl<D: Disk> Daemon<D> {
         let status = self.state();
         if status != self.status {
             self.status.clone_from(&status);
+            self.led(match status.as_str() {
+                "learning" => State::Training,
+                "trial" => State::OnTrial,
+                _ => State::Listening,
+            });
             sign(Sign::Status(status));
         }
     }

@@ -1,12 +1,15 @@
 //! The audio path of one input: sound → words, and the memory that feedback draws on. Nothing is allocated in it, nothing waits on a disk.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::recent::Recent;
 use super::Message;
-use crate::listen::{Prepared, Preparer, Spotter};
+use super::config::Config;
+use super::recent::Recent;
+use crate::listen::{DetectorSettings, ListenError, Prepared, Preparer, Spotter};
+use crate::model::Model;
+use crate::session::Session;
 
 /// How an adapter gets to an ear without a pause: ready in `new`, and the one before it in `old`, to be dropped elsewhere.
 #[derive(Debug, Default)]
@@ -137,5 +140,94 @@ impl Ear {
             self.spotter.adopt(&mut prepared);
             *old = Some(prepared);
         }
+    }
+}
+
+/// The audio path of one input by itself, as the daemon runs it in a thread of its own: for programs with a loop of theirs.
+#[derive(Debug)]
+pub struct AudioPath {
+    ear: Ear,
+    from: Receiver<Message>,
+}
+
+/// Gives an [`AudioPath`] another adapter, from any thread.
+#[derive(Clone, Debug)]
+pub struct Swap {
+    line: Line,
+    detector: DetectorSettings,
+}
+
+impl Swap {
+    /// Has the path listen with `session` from its next block on; `tag` is what [`AudioPath::tag`] says then.
+    ///
+    /// # Errors
+    /// A session of another model.
+    pub fn to(&self, session: Arc<Session>, tag: u64) -> Result<(), ListenError> {
+        self.line.send(self.line.preparer.prepare(session, &self.detector, tag)?);
+        Ok(())
+    }
+
+    /// Whether the path has taken over what it was given last.
+    pub fn is_taken(&self) -> bool {
+        lock(&self.line.mail.new).is_none()
+    }
+}
+
+impl AudioPath {
+    /// Listens with `session` to sound of `source_hz`.
+    ///
+    /// # Errors
+    /// As [`Spotter::new`].
+    pub fn new(
+        model: &Model,
+        session: Arc<Session>,
+        source_hz: u32,
+        config: &Config,
+    ) -> Result<(Self, Swap), ListenError> {
+        let spotter = Spotter::new(model, session, source_hz, &config.listen)?;
+        let values = model.extractor().values();
+        let recent = Recent::new(source_hz, config.feedback.recent_seconds, config.guard.ambient_seconds, values, 0);
+        let (to, from) = sync_channel(64);
+        let (ear, line) = Ear::new(0, spotter, recent, to, Arc::new(AtomicU64::new(0)));
+        Ok((Self { ear, from }, Swap { line, detector: config.listen.detector.clone() }))
+    }
+
+    /// Takes the samples that follow. Nothing is allocated from the second window on.
+    pub fn hear(&mut self, block: &[f32]) {
+        self.ear.hear(block);
+    }
+
+    /// Sound was lost here, `lost_samples` of it as far as that is known.
+    pub fn gap(&mut self, lost_samples: u64) {
+        self.ear.gap(lost_samples);
+    }
+
+    /// The next word of those that were heard: index of its label, and score.
+    pub fn word(&mut self) -> Option<(usize, f32)> {
+        loop {
+            if let Message::Word { label, score, .. } = self.from.try_recv().ok()? {
+                return Some((label, score));
+            }
+        }
+    }
+
+    /// Windows so far.
+    pub fn windows(&self) -> u64 {
+        self.ear.spotter.heard().windows
+    }
+
+    /// The scores of the last window, in the order of the labels.
+    pub fn scores(&self) -> &[f32] {
+        self.ear.spotter.scores()
+    }
+
+    /// Its features.
+    pub fn features(&self) -> &[f32] {
+        self.ear.spotter.features()
+    }
+
+    /// What scored it: the tag of its [`Swap::to`], 0 for the first session.
+    pub fn tag(&self) -> u64 {
+        self.ear.spotter.tag()
     }
 }

@@ -18,9 +18,7 @@ use crate::lora::{Adapter, AdapterSpec};
 use crate::model::{Model, ModelError};
 use crate::source::{Dataset, dataset};
 use crate::store::{Example, Number};
-use crate::train::{
-    Cached, Checkpoint, Examples, Governor, Splits, SystemSensors, TrainConfig, TrainError, Verdict,
-};
+use crate::train::{Cached, Checkpoint, Examples, Governor, Splits, SystemSensors, TrainConfig, TrainError, Verdict};
 
 /// The longest sleep without a look at whether to stop.
 const NAP: Duration = Duration::from_millis(50);
@@ -152,8 +150,7 @@ impl Training<'_> {
         let owner = self.examples(&self.job.owner, true).map_err(GateError::Training)?;
         let (replay, guard) = self.others().map_err(GateError::Training)?;
         let ambient = self.ambient()?;
-        let evidence =
-            Evidence { owner: &owner, earlier: self.job.plan.earlier, guard: &guard, ambient: &ambient };
+        let evidence = Evidence { owner: &owner, earlier: self.job.plan.earlier, guard: &guard, ambient: &ambient };
         let (before, gate) = (self.job.before.clone(), self.job.gate.clone());
         let model = self.model;
         examine(model, before.as_ref(), &evidence, &gate, &mut |indices| self.train(&owner, &replay, indices))
@@ -220,11 +217,7 @@ impl Training<'_> {
         let learn = &self.job.learn;
         let recipe = self.model.recipe(&self.sites());
         let config = recipe.config(learn.seed);
-        TrainConfig {
-            epochs: learn.epochs.unwrap_or(config.epochs),
-            rate: learn.rate.unwrap_or(config.rate),
-            ..config
-        }
+        TrainConfig { epochs: learn.epochs.unwrap_or(config.epochs), rate: learn.rate.unwrap_or(config.rate), ..config }
     }
 
     /// Name of a part of this job: the same clips, settings and replay give the same one.
@@ -244,8 +237,7 @@ impl Training<'_> {
         }
         let mut some = self.model.new_examples(owner.variants());
         for index in indices {
-            let inputs: Vec<f32> =
-                (0..owner.variants()).flat_map(|v| owner.input(*index, v).iter().copied()).collect();
+            let inputs: Vec<f32> = (0..owner.variants()).flat_map(|v| owner.input(*index, v).iter().copied()).collect();
             some.push(&inputs, owner.target(*index))?;
         }
         let one_label = some.targets().windows(2).all(|two| two[0] == two[1]);
@@ -254,8 +246,7 @@ impl Training<'_> {
             return Err(TrainError::OneClass { label, count: some.len() }.into());
         }
         let learn = &self.job.learn;
-        let spec =
-            AdapterSpec { rank: learn.rank, alpha: 2.0 * learn.rank as f32, sites: self.sites(), head: false };
+        let spec = AdapterSpec { rank: learn.rank, alpha: 2.0 * learn.rank as f32, sites: self.sites(), head: false };
         let adapter = self.model.new_adapter(&spec, learn.seed)?;
         let mut trainer = self.model.trainer(adapter, self.threads)?;
         let train: Cached = trainer.cache(&some)?;
@@ -319,7 +310,11 @@ fn halves_of(stored: &[Example]) -> (Vec<Example>, Vec<Example>) {
     let (mut one, mut other) = (Vec::new(), Vec::new());
     for example in stored {
         let count = seen.entry(&example.info.label).or_default();
-        if *count % 2 == 0 { one.push(example.clone()) } else { other.push(example.clone()) }
+        if count.is_multiple_of(2) {
+            one.push(example.clone())
+        } else {
+            other.push(example.clone())
+        }
         *count += 1;
     }
     (one, other)

@@ -16,6 +16,7 @@ mod daemon;
 mod ear;
 mod hooks;
 mod learner;
+mod panel;
 pub mod protocol;
 mod recent;
 mod streams;
@@ -27,7 +28,8 @@ use std::sync::mpsc::SyncSender;
 
 pub use config::{Config, Feedback, Guard, Hook, Input, InputKind, Keep, Learn};
 pub use control::{ask, connect};
-pub use daemon::{Daemon, Handle, Sign};
+pub use daemon::{Daemon, Handle, Outside, Sign};
+pub use ear::{AudioPath, Swap};
 
 use crate::listen::ListenError;
 use crate::model::ModelError;
@@ -92,6 +94,9 @@ pub enum ServeError {
         /// The system's word.
         source: io::Error,
     },
+    /// The button or the LED.
+    #[error(transparent)]
+    Button(#[from] crate::button::ButtonError),
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -30,6 +30,12 @@ pub enum Request {
         #[serde(default)]
         event: Option<u64>,
     },
+    /// The last word was wrong, whatever it was: what a long press of the button says.
+    Wrong {
+        /// Number of the word's event.
+        #[serde(default)]
+        event: Option<u64>,
+    },
     /// A word was said just now and not heard.
     Missed {
         /// What was said.

@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn a_window_without_words_is_drawn_and_none_near_a_word() {
         let mut recent = recent();
-        let mut listen = |recent: &mut Recent, seconds: usize, value: f32| {
+        let listen = |recent: &mut Recent, seconds: usize, value: f32| {
             for _ in 0..seconds * 10 {
                 recent.push(&[0.1; 100]);
                 recent.window(&[value, value]);

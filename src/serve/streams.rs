@@ -1,15 +1,15 @@
 //! Inputs: from the config to a thread that hears.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::ServeError;
 use super::config::{Input, InputKind};
 use super::ear::Ear;
-use super::ServeError;
 use crate::source::{Audio, ClipSound, Heard, PcmSound, RATES_HZ, Sample, Sound, SourceError};
 
 /// Samples that are asked of an input at once.
@@ -23,14 +23,22 @@ const EXTENSIONS: [&str; 2] = ["wav", "flac"];
 ///
 /// # Errors
 /// A file that is no sound, a device that is not there, a socket that cannot be made.
-pub(super) fn open(input: &Input, rate_hz: u32) -> Result<Box<dyn Sound + Send>, ServeError> {
+pub(super) fn open(
+    input: &Input,
+    rate_hz: u32,
+    stdin: &mut Option<Box<dyn Read + Send>>,
+) -> Result<Box<dyn Sound + Send>, ServeError> {
     let wrap = |source: SourceError| ServeError::Input { name: input.name.clone(), reason: source.to_string() };
     let raw_hz = input.rate_hz.unwrap_or(rate_hz);
     let path = || input.path.clone().unwrap_or_default();
     match input.kind {
         InputKind::File => Ok(Box::new(ClipSound::new(clip(&path(), input)?))),
         InputKind::Folder => Ok(Box::new(Playlist::new(&path(), input)?)),
-        InputKind::Stdin => Ok(Box::new(PcmSound::new(std::io::stdin(), raw_hz, input.channels).map_err(wrap)?)),
+        InputKind::Stdin => {
+            let none = || ServeError::Input { name: input.name.clone(), reason: "there is no stdin here".into() };
+            let stdin = stdin.take().ok_or_else(none)?;
+            Ok(Box::new(PcmSound::new(stdin, raw_hz, input.channels).map_err(wrap)?))
+        }
         InputKind::Socket => Ok(Box::new(Line::new(&path(), raw_hz, input)?)),
         InputKind::Microphone => microphone(input, rate_hz),
     }
@@ -132,10 +140,14 @@ struct Line {
 
 impl Line {
     fn new(path: &Path, rate_hz: u32, input: &Input) -> Result<Self, ServeError> {
-        let wrap =
-            |e: std::io::Error| ServeError::Input { name: input.name.clone(), reason: format!("{}: {e}", path.display()) };
+        let wrap = |e: std::io::Error| ServeError::Input {
+            name: input.name.clone(),
+            reason: format!("{}: {e}", path.display()),
+        };
         use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-        if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) && UnixStream::connect(path).is_err() {
+        if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
+            && UnixStream::connect(path).is_err()
+        {
             std::fs::remove_file(path).map_err(wrap)?;
         }
         let listener = UnixListener::bind(path).map_err(wrap)?;
@@ -166,7 +178,8 @@ impl Sound for Line {
         }
         match self.listener.accept() {
             Ok((stream, _)) => {
-                let stream = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(WAIT))).map(|()| stream);
+                let stream =
+                    stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(WAIT))).map(|()| stream);
                 let Ok(stream) = stream else { return Ok(Heard::Nothing) };
                 self.sender = Some(PcmSound::new(stream, self.rate_hz, self.channels)?);
                 // What comes now does not follow what came before.
@@ -254,7 +267,7 @@ mod tests {
         write(&folder.path().join("a.wav"), 0.25, 8000);
         std::fs::write(folder.path().join("aa.wav"), "no sound").unwrap();
         std::fs::write(folder.path().join("notes.txt"), "no sound").unwrap();
-        let mut sound = open(&input(InputKind::Folder, folder.path()), 16_000).unwrap();
+        let mut sound = open(&input(InputKind::Folder, folder.path()), 16_000, &mut None).unwrap();
         assert_eq!(sound.rate_hz(), 8000);
         let (mut block, mut found) = ([0.0; 77], Vec::new());
         loop {
@@ -268,7 +281,8 @@ mod tests {
         assert_eq!(found.len(), 360);
         assert!(near(found[0], 0.25) && near(found[100], 0.0) && near(found[180], 0.5) && near(found[359], 0.0));
         let empty = tempfile::tempdir().unwrap();
-        let error = open(&input(InputKind::Folder, empty.path()), 16_000).map(|_| ()).unwrap_err().to_string();
+        let error =
+            open(&input(InputKind::Folder, empty.path()), 16_000, &mut None).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("hall") && error.contains("no .wav"), "{error}");
     }
 
@@ -276,7 +290,7 @@ mod tests {
     fn between_two_senders_there_is_a_gap() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sound");
-        let mut sound = open(&input(InputKind::Socket, &path), 16_000).unwrap();
+        let mut sound = open(&input(InputKind::Socket, &path), 16_000, &mut None).unwrap();
         let mut block = [0.0; 64];
         assert_eq!(sound.read(&mut block).unwrap(), Heard::Nothing);
         let mut gaps = 0;

@@ -482,6 +482,9 @@ impl<D: Disk> Personal<D> {
 
     /// First all names go, then the content: a crash in between leaves nothing that would be read again.
     fn erase(&mut self, going: &[(&str, Number)]) -> Result<usize, StoreError> {
+        if going.is_empty() {
+            return Ok(0);
+        }
         for (folder, number) in going {
             let path = self.path(folder, *number);
             let hidden = path.with_file_name(format!("{FORGOTTEN}{number}"));

@@ -27,14 +27,8 @@ pub(super) mod origin {
 }
 
 /// What an update learns from.
-pub(super) const TAUGHT: [&str; 6] = [
-    origin::ENROLLED,
-    origin::CORRECTED,
-    origin::CONFIRMED,
-    origin::MISSED,
-    origin::FALSE_WAKE,
-    origin::SELF,
-];
+pub(super) const TAUGHT: [&str; 6] =
+    [origin::ENROLLED, origin::CORRECTED, origin::CONFIRMED, origin::MISSED, origin::FALSE_WAKE, origin::SELF];
 
 /// Words that wait to become guards, at most.
 const GUARDED: usize = 32;
@@ -81,13 +75,13 @@ impl<D: Disk> Daemon<D> {
         let Some(name) = self.model.labels().get(label).cloned() else { return };
         let adapter = (tag != 0).then_some(tag);
         self.tell(&Event::Detected { id, stream: self.name(stream), label: name.clone(), score, at_seconds, adapter });
+        let window = self.window(stream);
         let (features, again) = {
             let recent = self.streams[stream].line.recent();
             let features = recent.find(Some(id)).map(|word| word.features.clone());
-            let window = recent.samples(SAID_AGAIN_SECONDS);
-            let near = recent.near().filter(|near| near.label == label);
-            let end = recent.samples(at_seconds);
-            (features, near.map(|near| near.end).filter(|near| *near + self.window(stream) < end && near + window > end))
+            let (end, again) = (recent.samples(at_seconds), recent.samples(SAID_AGAIN_SECONDS));
+            let near = recent.near().filter(|near| near.label == label).map(|near| near.end);
+            (features, near.filter(|near| near + window < end && near + again > end))
         };
         let Some(features) = features else { return };
         self.watch_wake(tag, &features);
@@ -99,7 +93,7 @@ impl<D: Disk> Daemon<D> {
             self.guarded.push(Guarded { id, label, features, until });
         }
         if let Some(near) = again.filter(|_| self.config.feedback.self_label) {
-            let found = clips::heard(&self.streams[stream].line.recent(), near, self.window(stream));
+            let found = clips::heard(&self.streams[stream].line.recent(), near, window);
             if let Ok(found) = found {
                 // Nobody asked for it: what the disk says is in the status.
                 let _ = self.keep_clip(&name, origin::SELF, &found.clip);
@@ -107,7 +101,7 @@ impl<D: Disk> Daemon<D> {
         }
     }
 
-    /// Samples of a window, at the input's rate.
+    /// Samples of a window, at the input's rate. Not to be called while the input's memory is locked.
     fn window(&self, stream: usize) -> u64 {
         let recent = self.streams[stream].line.recent();
         let (rate_hz, samples) = self.model.extractor().sound().unwrap_or((1, 0));
@@ -142,7 +136,8 @@ impl<D: Disk> Daemon<D> {
     }
 
     fn clip_of(&self, said: &Said) -> Result<Found, NoClip> {
-        clips::heard(&self.streams[said.stream].line.recent(), said.end, self.window(said.stream))
+        let window = self.window(said.stream);
+        clips::heard(&self.streams[said.stream].line.recent(), said.end, window)
     }
 
     /// Keeps a clip as an example.
@@ -217,16 +212,21 @@ impl<D: Disk> Daemon<D> {
         Ok(format!("example {number} of `{label}`"))
     }
 
+    /// Nothing was said: what the model calls anything else, if it has a name for it.
     pub(super) fn false_wake(&mut self, event: Option<u64>) -> Result<String, String> {
+        let other = self.model.labels().iter().find(|l| NOT_WORDS[1..].contains(&l.as_str())).cloned();
+        self.wrong(event, other)
+    }
+
+    /// The last word was none, or another one that nobody names: sound that no threshold may let through.
+    pub(super) fn wrong(&mut self, event: Option<u64>, label: Option<String>) -> Result<String, String> {
         let said = self.said(event)?;
         self.feedback();
         self.guarded.retain(|g| g.id != said.id);
         if said.last {
             self.watch(Observation::FalseWake);
         }
-        // What the model calls anything else, else sound without words that no threshold may let through.
-        let other = self.model.labels().iter().find(|l| NOT_WORDS[1..].contains(&l.as_str())).cloned();
-        let number = self.keep_example(&other.unwrap_or_default(), origin::FALSE_WAKE, said.features, Vec::new(), 0)?;
+        let number = self.keep_example(&label.unwrap_or_default(), origin::FALSE_WAKE, said.features, Vec::new(), 0)?;
         Ok(format!("example {number} of what is no word"))
     }
 
@@ -235,10 +235,11 @@ impl<D: Disk> Daemon<D> {
         let mut best: Option<(usize, Found, f32)> = None;
         let mut why = format!("there is no input `{}`", stream.unwrap_or_default());
         for (at, of) in self.streams.iter().enumerate().filter(|(_, s)| stream.is_none_or(|n| n == s.input.name)) {
+            let window = self.window(at);
             let mut recent = of.line.recent();
             let end = recent.end();
             let from = end.saturating_sub(recent.samples(self.config.feedback.missed_seconds));
-            match clips::last(&recent, from..end) {
+            match clips::last(&recent, from..end, window) {
                 Ok(found) => {
                     recent.no_ambient_around(found.end);
                     let level = quality::loudest_power(&found.clip.samples, found.clip.rate_hz);
@@ -285,10 +286,11 @@ impl<D: Disk> Daemon<D> {
             if enrolment.stream.as_ref().is_some_and(|name| *name != self.streams[index].input.name) {
                 continue;
             }
+            let window = self.window(index);
             while enrolment.left > 0 {
                 let mut recent = self.streams[index].line.recent();
                 let end = recent.end();
-                let Some(found) = clips::first_over(&recent, enrolment.from[index]..end) else { break };
+                let Some(found) = clips::first_over(&recent, enrolment.from[index]..end, window) else { break };
                 let taken = match found {
                     Ok(found) => {
                         recent.no_ambient_around(found.end);

@@ -226,7 +226,7 @@ impl<D: Disk> Daemon<D> {
     fn confirm_adapter(&mut self, number: Number, why: &str) {
         self.trial = None;
         self.advance(number, Life::Confirmed, why);
-        info!(number, why, "confirmed");
+        info!(number, "confirmed");
         self.tell(&Event::Confirmed { adapter: number, why: why.into() });
     }
 
@@ -235,7 +235,7 @@ impl<D: Disk> Daemon<D> {
         self.advance(number, Life::RolledBack, why);
         self.use_what_is_live();
         self.begin_trial_again();
-        info!(number, why, now = self.live.number, "taken back");
+        info!(number, now = self.live.number, "taken back");
         self.tell(&Event::RolledBack { adapter: number, why: why.into(), now: self.live.number });
     }
 
@@ -338,7 +338,10 @@ impl<D: Disk> Daemon<D> {
             return Err("it is training already".into());
         }
         if let Some(watched) = &self.trial {
-            return Err(format!("adapter {} is on trial: one update at a time (accept it, or roll it back)", watched.number));
+            return Err(format!(
+                "adapter {} is on trial: one update at a time (accept it, or roll it back)",
+                watched.number
+            ));
         }
         let plan = self.plan()?;
         let bytes = serde_json::to_vec(&plan).map_err(|e| e.to_string())?;
@@ -425,7 +428,8 @@ impl<D: Disk> Daemon<D> {
             Ended::Failed(why) => {
                 self.clear_training();
                 self.failed_with = Some(self.new_examples().len());
-                warn!(why, "training failed");
+                // Why is in the event: a word may stand in it, which is nothing for a log.
+                warn!("training failed");
                 self.tell(&Event::Refused { why });
             }
             Ended::Examined(examined) => {
