@@ -177,23 +177,26 @@ impl OutputPin for Line {
 
 /// The chip at a path, or the first with a label.
 fn find(name: &Path) -> Result<Chip, ButtonError> {
-    let opened = if name.is_absolute() {
-        Chip::from_path(name)
-    } else {
-        let chips = gpiocdev::chip::chips().unwrap_or_default();
-        let labelled = |chip: &Chip| chip.info().is_ok_and(|info| Path::new(&info.label) == name);
-        let found = chips.iter().filter_map(|path| Chip::from_path(path).ok()).find(labelled);
-        // A chip that may not be opened may be the one.
-        let refusal = || chips.iter().find_map(|path| Chip::from_path(path).err());
-        found.ok_or_else(|| refusal().unwrap_or_else(|| io::Error::from(io::ErrorKind::NotFound).into()))
-    };
-    opened.map_err(|error| match error {
+    let refusal = |error: gpiocdev::Error| match error {
         gpiocdev::Error::GpioChip(..) => ButtonError::NotAChip(name.into()),
         _ if system(&error).kind() == io::ErrorKind::NotFound => {
             ButtonError::NoChip { chip: name.into(), there: there() }
         }
         error => refused("opening", name, &error),
-    })
+    };
+    if name.is_absolute() {
+        return Chip::from_path(name).map_err(refusal);
+    }
+    let mut closed = None;
+    for path in gpiocdev::chip::chips().unwrap_or_default() {
+        match Chip::from_path(path) {
+            Ok(chip) if chip.info().is_ok_and(|info| Path::new(&info.label) == name) => return Ok(chip),
+            Ok(_) => {}
+            // It may be the one.
+            Err(error) => closed = Some(refusal(error)),
+        }
+    }
+    Err(closed.unwrap_or_else(|| ButtonError::NoChip { chip: name.into(), there: there() }))
 }
 
 /// The chips of this system with their labels.
