@@ -448,6 +448,9 @@ fn learns(config: Config, lessons: &[(Audio, String)], test: &[(Audio, String)])
     println!("{why}");
     let after = heard(&mut daemon, test);
     let status = daemon.status();
+    if status.adapter.is_none() {
+        println!("{:?}", daemon.handle.ask(Request::History {}));
+    }
     println!("{:?}: {}", status.life, status.trial.unwrap_or_default());
     assert_eq!((status.adapter, status.streams[0].adapter), (Some(adapter), adapter));
     assert_eq!(status.streams[0].gaps, 0);
@@ -550,7 +553,6 @@ fn a_training_that_was_stopped_ends_with_the_same_bytes() {
         let config = || {
             let mut config = config(&kws, folder.path());
             config.learn.checkpoint_seconds = 0.05;
-            config.gate.folds = 2;
             config
         };
         let mut daemon = Running::start(config());

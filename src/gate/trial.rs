@@ -42,6 +42,8 @@ pub struct TrialSettings {
     pub rate_factor: f64,
     /// Chance of such a frequency, looked at with each wake, below which it is believed.
     pub rate_chance: f64,
+    /// Seconds of sound that each of the two adapters listened to before frequencies are compared: people speak in bursts.
+    pub rate_seconds: f64,
 }
 
 impl Default for TrialSettings {
@@ -55,6 +57,7 @@ impl Default for TrialSettings {
             feedback_seconds: 60.0,
             rate_factor: 2.0,
             rate_chance: 1e-3,
+            rate_seconds: 3600.0,
         }
     }
 }
@@ -302,7 +305,8 @@ impl Trial {
     /// binomial (Przyborowski and Wilenski 1940).
     fn other_rate(&self) -> Option<String> {
         let (now, before, factor) = (self.rate, self.rate_before, self.settings.rate_factor);
-        let possible = before.seconds > 0.0 && now.seconds > 0.0;
+        let least = self.settings.rate_seconds.max(f64::MIN_POSITIVE);
+        let possible = before.seconds >= least && now.seconds >= least;
         if !possible {
             return None;
         }
