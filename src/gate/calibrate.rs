@@ -81,8 +81,8 @@ pub(super) fn calibrate(
         }
         threshold
     };
-    // Of fewer windows than the allowed share is one of, nothing speaks for a threshold below the usual one.
-    let enough = settings.false_accept_share * windows as f32 >= 1.0;
+    // With fewer windows of the surroundings than the allowed share is one of, nothing speaks for less than the usual.
+    let enough = settings.false_accept_share * heard.ambient.len() as f32 >= 1.0;
     let threshold = lowest(None, if enough { settings.lowest_threshold } else { usual });
     let own = labels.iter().enumerate().map(|(label, name)| (name.clone(), lowest(Some(label), threshold)));
     let thresholds = own.filter(|(_, own)| *own > threshold).collect();
