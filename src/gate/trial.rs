@@ -434,7 +434,9 @@ mod tests {
     #[test]
     fn wakes_that_become_frequent_or_rare_end_it() {
         let before = Rate { wakes: 40, seconds: 4000.0 };
-        let start = || Trial::new(&TrialSettings::default(), Thresholds { trial: 0.6, before: 0.6 }, before);
+        let thresholds = Thresholds { trial: 0.6, before: 0.6 };
+        let after = |rate_seconds| TrialSettings { rate_seconds, ..TrialSettings::default() };
+        let start = || Trial::new(&after(300.0), thresholds, before);
         let each = |t: &mut Trial, seconds: f64| {
             t.observe(Observation::Wake { trial: &YES, before: &YES });
             t.observe(Observation::Listened(seconds))
@@ -442,6 +444,9 @@ mod tests {
         let (_, outcome) = run(&mut start(), 39, |t| each(t, 10.0));
         assert!(matches!(&outcome, Some(Outcome::RollBack(why)) if why.contains("more than 2 times")), "{outcome:?}");
         let (_, outcome) = run(&mut start(), 39, |t| each(t, 100.0));
+        assert_eq!(outcome, None);
+        // A burst in the first hour says nothing.
+        let (_, outcome) = run(&mut Trial::new(&after(3600.0), thresholds, before), 39, |t| each(t, 10.0));
         assert_eq!(outcome, None);
         let outcome = start().observe(Observation::Listened(4000.0));
         assert!(matches!(&outcome, Some(Outcome::RollBack(why)) if why.contains("less than 1/2")), "{outcome:?}");
