@@ -17,7 +17,7 @@ use accentor::features::{Clip, FrontEnd, Mfcc, Normalise};
 use accentor::serve::protocol::{Event, Reply, Request};
 use accentor::serve::{AudioPath, Config};
 use accentor::source::{Audio, Sample};
-use accentor::store::{Disk, Personal, SystemDisk};
+use accentor::store::{Disk, Life, Personal, SystemDisk};
 use accentor::{Adapter, AdapterSpec, Model, Session};
 
 use daemon::{Running, clips, config, heard, teach};
@@ -448,6 +448,9 @@ fn learns(config: Config, lessons: &[(Audio, String)], test: &[(Audio, String)])
     println!("{why}");
     let after = heard(&mut daemon, test);
     let status = daemon.status();
+    if status.adapter.is_none() {
+        println!("{:?}", daemon.handle.ask(Request::History {}));
+    }
     println!("{:?}: {}", status.life, status.trial.unwrap_or_default());
     assert_eq!((status.adapter, status.streams[0].adapter), (Some(adapter), adapter));
     assert_eq!(status.streams[0].gaps, 0);
@@ -497,4 +500,105 @@ fn the_built_in_model_learns_an_accent() {
     let (before, after, _) = learns(config(&kws, folder.path()), &lessons, &test);
     println!("played {before:.3} -> {after:.3}");
     assert!(after > before + 0.05, "{before} -> {after}");
+}
+
+/// The examples of an origin: how many, of one word.
+fn kept(daemon: &Running, label: &str, origin: &str) -> usize {
+    let Reply::Examples(counts) = daemon.handle.ask(Request::Examples {}) else { panic!() };
+    counts.iter().filter(|c| c.label == label && c.origin == origin).map(|c| c.count).sum()
+}
+
+#[test]
+fn a_word_is_enrolled_and_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+    let state = folder.path().join("state");
+    let mut daemon = Running::start(config(&kws, folder.path()));
+    assert!(matches!(
+        daemon.handle.ask(Request::Enrol { label: "stopp".into(), count: 3, stream: None }),
+        Reply::Refused(_)
+    ));
+    daemon.done(Request::Enrol { label: "stop".into(), count: 3, stream: None });
+    let stops: Vec<_> = clips(&kws.join("demo/us/test")).into_iter().filter(|(_, label)| label == "stop").collect();
+    let mut left = 3;
+    for (clip, _) in stops.iter().cycle().take(12) {
+        daemon.play(clip);
+        // The daemon looks for clips four times a second.
+        std::thread::sleep(Duration::from_millis(300));
+        for event in daemon.settle() {
+            if let Event::Clip { left: now, .. } = event {
+                left = now;
+            }
+        }
+        if left == 0 {
+            break;
+        }
+    }
+    assert_eq!((left, kept(&daemon, "stop", "enrolled")), (0, 3));
+    let before = files(&state.join("examples"));
+    assert_eq!(before.len(), 3);
+    assert!(matches!(daemon.handle.ask(Request::Forget { label: None, example: None, all: false }), Reply::Refused(_)));
+    daemon.done(Request::Forget { label: Some("stop".into()), example: None, all: false });
+    assert_eq!(kept(&daemon, "stop", "enrolled"), 0);
+    assert!(files(&state.join("examples")).is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn a_training_that_was_stopped_ends_with_the_same_bytes() {
+    let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+    let lessons = clips(&kws.join("demo/caribbean/adapt"));
+    let trained = |stops: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        let config = || {
+            let mut config = config(&kws, folder.path());
+            config.learn.checkpoint_seconds = 0.05;
+            config
+        };
+        let mut daemon = Running::start(config());
+        teach(&mut daemon, &lessons);
+        daemon.done(Request::Train {});
+        let mut rng = fastrand::Rng::with_seed(5);
+        for _ in 0..stops {
+            std::thread::sleep(Duration::from_millis(rng.u64(50..400)));
+            daemon.stop();
+            daemon = Running::start(config());
+            assert_eq!(daemon.status().state, "learning");
+        }
+        let Event::Trial { adapter, .. } = daemon.wait(|e| matches!(e, Event::Trial { .. } | Event::Refused { .. }))
+        else {
+            panic!("not admitted")
+        };
+        daemon.stop();
+        Personal::open(SystemDisk, &folder.path().join("state"), false).unwrap().adapter_files(adapter).unwrap()
+    };
+    assert!(trained(0) == trained(4));
+}
+
+#[test]
+fn an_update_is_taken_back_and_the_one_before_it_is_there_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+    let lessons = clips(&kws.join("demo/caribbean/adapt"));
+    let mut daemon = Running::start(config(&kws, folder.path()));
+    teach(&mut daemon, &lessons);
+    daemon.done(Request::Train {});
+    let Event::Trial { adapter: first, .. } = daemon.wait(|e| matches!(e, Event::Trial { .. })) else { panic!() };
+    assert!(matches!(daemon.handle.ask(Request::Train {}), Reply::Refused(_)));
+    daemon.done(Request::Accept {});
+    assert_eq!(daemon.status().life, Some(Life::Confirmed));
+    // Restarted, it is there; taken back, the frozen model is; and what it learnt from is not learnt from again.
+    daemon.stop();
+    let mut daemon = Running::start(config(&kws, folder.path()));
+    daemon.play(&lessons[0].0);
+    assert_eq!(daemon.status().streams[0].adapter, first);
+    daemon.done(Request::Rollback {});
+    daemon.play(&lessons[0].0);
+    let status = daemon.status();
+    assert_eq!((status.adapter, status.streams[0].adapter), (None, 0));
+    assert!(matches!(daemon.handle.ask(Request::Train {}), Reply::Refused(_)));
+    let Reply::History(history) = daemon.handle.ask(Request::History {}) else { panic!() };
+    assert_eq!((history[0].number, history[0].life), (first, Life::RolledBack));
+    assert_eq!(history[0].notes.len(), 4);
+    daemon.stop();
 }

@@ -4,8 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::calibrate::{Calibration, Heard, Targets, calibrate};
+use super::judge::judge;
+use super::likeness::Likeness;
+use super::paired::Paired;
+use crate::listen::DetectorSettings;
 use crate::lora::Adapter;
 use crate::model::{Model, ModelError};
+use crate::session::Session;
 use crate::train::{Examples, TrainError};
 
 /// What a candidate is judged on: features as the model takes them, targets as indices of its labels.
@@ -22,17 +28,57 @@ pub struct Evidence<'a> {
     pub ambient: &'a Examples,
 }
 
-/// When a candidate is admitted.
+/// When a candidate is admitted to a trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GateSettings {
-    /// Parts that the owner's clips are cut into: as many candidates are trained, each without one part, to be judged on it.
+    /// Parts that the owner's clips are cut into, at least 2: as many candidates are trained, each without one part, to be
+    /// judged on it.
     pub folds: usize,
+    /// A margin between a word and the next above this is no better for being larger, 0 to 1.
+    pub enough_margin: f32,
+    /// Largest chance that the gain on the fresh clips is luck, 0 to 1. It may be large: what is let in here is tried, not
+    /// trusted.
+    pub gain_chance: f32,
+    /// Least share of the fresh clips that candidates find which did not learn from them, 0 to 1.
+    pub least_found: f32,
+    /// A clip that is taken for another word with such a margin contradicts its label, 0 to 1.
+    pub firm_margin: f32,
+    /// Share of an honest batch whose labels are contradicted by the way, 0 to 1 …
+    pub slip_share: f32,
+    /// … and the chance of as many as there are, below which it is not believed that they are slips, 0 to 1.
+    pub slip_chance: f32,
+    /// Largest distance of the fresh clips from the earlier ones, as a share of the distance of other people's clips.
+    pub stranger_share: f32,
+    /// Largest share of the earlier clips, and of the guard, that may be lost beyond those that are won, 0 to 1 …
+    pub lost_share: f32,
+    /// … unless the chance of so many lost among those that changed is above this, 0 to 1.
+    pub lost_chance: f32,
+    /// Largest share of the windows without a word that may be taken for one in addition, 0 to 1.
+    pub false_accept_share: f32,
+    /// Lowest threshold to listen with, above 0.
+    pub lowest_threshold: f32,
+    /// Highest threshold to listen with, at most 1.
+    pub highest_threshold: f32,
 }
 
 impl Default for GateSettings {
     fn default() -> Self {
-        Self { folds: 5 }
+        Self {
+            folds: 5,
+            enough_margin: 0.5,
+            gain_chance: 0.25,
+            least_found: 0.5,
+            firm_margin: 0.4,
+            slip_share: 0.05,
+            slip_chance: 0.05,
+            stranger_share: 0.7,
+            lost_share: 0.05,
+            lost_chance: 0.1,
+            false_accept_share: 0.02,
+            lowest_threshold: 0.4,
+            highest_threshold: 0.75,
+        }
     }
 }
 
@@ -102,7 +148,7 @@ pub struct Figures {
     pub earlier: Paired,
     /// Clips of others: in use now, against the candidate.
     pub guard: Paired,
-    /// Fresh clips whose labels the other clips contradict.
+    /// Fresh clips that candidates which did not learn from them firmly take for another word.
     pub contradicted: usize,
     /// How far the fresh clips are from the earlier ones.
     pub likeness: Option<Likeness>,
@@ -110,54 +156,15 @@ pub struct Figures {
     pub ambient: Counts,
 }
 
-/// The same clips before and after.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Paired {
-    /// Clips.
-    pub clips: usize,
-    /// Found with what is in use now.
-    pub correct_before: usize,
-    /// Found with the candidate.
-    pub correct_after: usize,
-    /// Mean margin with what is in use now: score of the label less the highest other score, -1 to 1.
-    pub margin_before: f32,
-    /// Mean margin with the candidate.
-    pub margin_after: f32,
-    /// Chance of such a gain in margin, or of a larger one, if the two were equal.
-    pub chance: f32,
-}
-
 /// Windows without a word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
     /// Windows.
     pub windows: usize,
-    /// Taken for a word with what is in use now.
+    /// Taken for a word with what is in use now, at the usual threshold.
     pub taken_before: usize,
-    /// Taken for a word with the candidate.
+    /// Taken for a word with the candidate, at the thresholds found for it.
     pub taken_after: usize,
-}
-
-/// How far the fresh clips are from the owner's earlier ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Likeness {
-    /// Distance from the fresh to the earlier clips.
-    pub fresh: f32,
-    /// Distance from the clips of others to the earlier clips.
-    pub others: f32,
-}
-
-/// Thresholds to listen with.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Calibration {
-    /// Of all labels that have none of their own.
-    pub threshold: f32,
-    /// Of single labels.
-    pub thresholds: BTreeMap<String, f32>,
-    /// Windows without a word, and clips of others, that are taken for a word that was not said.
-    pub false_accepts: usize,
-    /// Owner's clips that are missed.
-    pub misses: usize,
 }
 
 /// Trains candidates and judges them. `before` is the adapter in use, none where the base is. `train` gets the indices of the
@@ -173,22 +180,120 @@ pub fn examine<E: std::error::Error + 'static>(
     settings: &GateSettings,
     train: &mut dyn FnMut(&[usize]) -> Result<Adapter, E>,
 ) -> Result<Examined, GateError<E>> {
-    let (owner, earlier) = (evidence.owner.len(), evidence.earlier);
-    if earlier >= owner {
-        return Err(GateError::Nothing { owner, earlier });
+    let Evidence { owner, earlier, guard, ambient } = *evidence;
+    if earlier >= owner.len() {
+        return Err(GateError::Nothing { owner: owner.len(), earlier });
     }
-    if settings.folds < 2 {
-        let found = settings.folds.to_string();
-        return Err(GateError::Setting { what: "folds", expected: "2 or more", found });
+    check::<E>(settings)?;
+
+    let all: Vec<usize> = (0..owner.len()).collect();
+    let folds = folds(owner.targets(), earlier, settings.folds);
+    let mut unseen = vec![Vec::new(); owner.len()];
+    let parts = folds.iter().max().map_or(0, |last| last + 1);
+    for part in 0..parts {
+        let (without, of): (Vec<usize>, Vec<usize>) = all.iter().copied().partition(|i| folds[*i] == part);
+        if of.is_empty() {
+            continue;
+        }
+        let session = model.session(Some(&train(&of).map_err(GateError::Training)?))?;
+        for index in without {
+            unseen[index] = session.scores(owner.input(index, 0))?;
+        }
     }
-    let _ = (model, before);
-    let all: Vec<usize> = (0..owner).collect();
     let adapter = train(&all).map_err(GateError::Training)?;
-    let verdict = Verdict {
-        admitted: false,
-        reasons: Vec::new(),
-        figures: Figures::default(),
-        calibration: Calibration::default(),
+
+    let now = model.session(before)?;
+    let candidate = model.session(Some(&adapter))?;
+    let (of_owner, of_owner_after) = (scores(&now, owner)?, scores(&candidate, owner)?);
+    // A single clip in all has nothing to be learnt without it.
+    for (unseen, now) in unseen.iter_mut().zip(&of_owner).filter(|(unseen, _)| unseen.is_empty()) {
+        unseen.clone_from(now);
+    }
+    let fresh = earlier..owner.len();
+    let paired = |before: &[Vec<f32>], after: &[Vec<f32>], targets: &[usize]| {
+        Paired::of(&margins(before, targets), &margins(after, targets), settings.enough_margin)
     };
-    Ok(Examined { adapter, verdict })
+    let (known, new) = owner.targets().split_at(earlier);
+    let (of_guard, of_guard_after) = (scores(&now, guard)?, scores(&candidate, guard)?);
+    let (of_ambient, of_ambient_after) = (scores(&now, ambient)?, scores(&candidate, ambient)?);
+    let after = Heard { owner: &unseen, guard: &of_guard_after, ambient: &of_ambient_after };
+    let targets = Targets { owner: owner.targets(), guard: guard.targets() };
+    let calibration = calibrate(model.labels(), &after, (&of_guard, &of_ambient), &targets, settings);
+    let usual = Calibration { threshold: DetectorSettings::default().threshold, ..Calibration::default() };
+    let taken =
+        |by: &Calibration, scores: &[Vec<f32>]| scores.iter().filter(|s| by.takes(model.labels(), s).is_some()).count();
+    let figures = Figures {
+        trainings: parts + 1,
+        fresh: paired(&of_owner[fresh.clone()], &unseen[fresh.clone()], new),
+        earlier: paired(&of_owner[..earlier], &of_owner_after[..earlier], known),
+        guard: paired(&of_guard, &of_guard_after, guard.targets()),
+        contradicted: margins(&unseen[fresh.clone()], new).iter().filter(|m| **m <= -settings.firm_margin).count(),
+        likeness: Likeness::of(owner, earlier, guard),
+        ambient: Counts {
+            windows: ambient.len(),
+            taken_before: taken(&usual, &of_ambient),
+            taken_after: taken(&calibration, &of_ambient_after),
+        },
+    };
+    let (admitted, reasons) = judge(&figures, settings);
+    Ok(Examined { adapter, verdict: Verdict { admitted, reasons, figures, calibration } })
+}
+
+fn check<E: std::error::Error + 'static>(settings: &GateSettings) -> Result<(), GateError<E>> {
+    let s = settings;
+    let wrong = |what, expected, found: String| Err(GateError::Setting { what, expected, found });
+    if s.folds < 2 {
+        return wrong("folds", "2 or more", s.folds.to_string());
+    }
+    let shares = [
+        ("enough_margin", s.enough_margin),
+        ("gain_chance", s.gain_chance),
+        ("least_found", s.least_found),
+        ("firm_margin", s.firm_margin),
+        ("slip_share", s.slip_share),
+        ("slip_chance", s.slip_chance),
+        ("lost_share", s.lost_share),
+        ("lost_chance", s.lost_chance),
+        ("false_accept_share", s.false_accept_share),
+    ];
+    if let Some((what, found)) = shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+        return wrong(what, "0 to 1", found.to_string());
+    }
+    if !(s.stranger_share > 0.0 && s.stranger_share.is_finite()) {
+        return wrong("stranger_share", "more than 0", s.stranger_share.to_string());
+    }
+    if !(s.lowest_threshold > 0.0 && s.lowest_threshold <= s.highest_threshold && s.highest_threshold <= 1.0) {
+        let found = format!("{} and {}", s.lowest_threshold, s.highest_threshold);
+        return wrong("lowest_threshold and highest_threshold", "more than 0, in this order, at most 1", found);
+    }
+    Ok(())
+}
+
+/// The fold of each clip: the k-th of a word, earlier and fresh ones counted apart, goes to fold k modulo their number.
+fn folds(targets: &[usize], earlier: usize, most: usize) -> Vec<usize> {
+    let mut seen: BTreeMap<(bool, usize), usize> = BTreeMap::new();
+    let place = |(index, target): (usize, &usize)| {
+        let count = seen.entry((index < earlier, *target)).or_default();
+        *count += 1;
+        (*count - 1) % most
+    };
+    targets.iter().enumerate().map(place).collect()
+}
+
+fn scores(session: &Session, examples: &Examples) -> Result<Vec<Vec<f32>>, TrainError> {
+    (0..examples.len()).map(|i| session.scores(examples.input(i, 0))).collect()
+}
+
+/// Score of the label less the highest other one. A label that the scores lack has none.
+fn margins(scores: &[Vec<f32>], targets: &[usize]) -> Vec<f32> {
+    let margin = |(scores, target): (&Vec<f32>, &usize)| {
+        let others = scores.iter().enumerate().filter(|(k, _)| k != target).map(|(_, s)| *s);
+        scores.get(*target).copied().unwrap_or(0.0) - others.fold(0.0, f32::max)
+    };
+    scores.iter().zip(targets).map(margin).collect()
+}
+
+/// The label with the highest score.
+pub(super) fn best(scores: &[f32]) -> usize {
+    (0..scores.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0)
 }

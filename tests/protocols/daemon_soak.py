@@ -1,8 +1,10 @@
 """An hour of real recordings through the daemon, faster than real time: words heard and missed, false wakes an hour, memory, processor.
 
-usage: daemon_soak.py ACCENTOR MODEL WORDS OTHERS [SECONDS] [THRESHOLD…]
+usage: daemon_soak.py [--teach CLIPS] ACCENTOR MODEL WORDS OTHERS [SECONDS] [THRESHOLD[:WINDOWS]…]
 ACCENTOR: the binary. MODEL: a folder with a model.toml. WORDS: a folder with a folder a label, clips of the model's words. OTHERS: a
-folder with clips of anything else: other words, noise. One run for each threshold [0.6]. Prints a JSON object a run.
+folder with clips of anything else: other words, noise. One run for each threshold [0.6], with scores averaged over WINDOWS [5]. Prints a JSON object a run.
+With --teach the daemon is first taught CLIPS (a folder with a folder a label) in the same room: each word is corrected or said to be missed,
+wakes at one of eight OTHERS are said to be false, an update is trained, and accepted if its gate admits it; it brings its own threshold.
 Needs soundfile (pip install soundfile==0.14.0), which reads .wav and .flac.
 
 Between words there are 1 to 6 s of silence or noise; one clip of four is of OTHERS. A word is heard if it is detected from its
@@ -22,9 +24,13 @@ import time
 
 import soundfile
 
+lessons_folder = None
+if sys.argv[1] == "--teach":
+    lessons_folder = pathlib.Path(sys.argv[2]).resolve()
+    del sys.argv[1:3]
 binary, model, words_folder, others_folder = (pathlib.Path(p).resolve() for p in sys.argv[1:5])
 seconds = float(sys.argv[5]) if len(sys.argv) > 5 else 3600.0
-thresholds = [float(t) for t in sys.argv[6:]] or [0.6]
+runs = [(float(t.split(':')[0]), int((t + ':5').split(':')[1])) for t in sys.argv[6:] or ['0.6']]
 RATE_HZ = 16000
 LATE_SECONDS = 1.2
 
@@ -48,6 +54,7 @@ def samples(path):
 words = [(p.parent.name, samples(p)) for p in sorted(words_folder.glob("*/*.*"))]
 others = [samples(p) for p in sorted(others_folder.rglob("*.*")) if p.suffix in (".wav", ".flac")]
 assert words and others
+lessons = [(p.parent.name, samples(p)) for p in sorted(lessons_folder.glob("*/*.*"))] if lessons_folder else []
 
 
 def rss_kib(pid):
@@ -61,7 +68,7 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run(threshold):
+def run(threshold, windows):
     rng = random.Random(1)
     folder = pathlib.Path(tempfile.mkdtemp())
     (folder / "accentor.toml").write_text(f"""
@@ -70,6 +77,7 @@ state = "state"
 socket = "control"
 [listen.detector]
 threshold = {threshold}
+smoothing_windows = {windows}
 [learn]
 automatic = false
 [guard]
@@ -96,7 +104,49 @@ rate_hz = {RATE_HZ}
         sound.sendall(values.tobytes())
         at += len(values)
 
-    while at < seconds * RATE_HZ:
+    def ask(request):
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(str(folder / "control"))
+            control.sendall(json.dumps(request).encode() + b"\n")
+            return json.loads(control.makefile().readline())
+
+    def noise(seconds):
+        level = rng.choice([0, 3, 30, 150])
+        send(array.array("h", (int(rng.uniform(-level, level)) for _ in range(int(seconds * RATE_HZ)))))
+
+    def settle():
+        while ask({"ask": "status"})["status"]["streams"][0]["seconds"] < at / RATE_HZ - 0.01:
+            time.sleep(0.002)
+
+    verdict = None
+    if lessons:
+        everything = lessons + [(None, values) for values in rng.sample(others, len(others) // 8)]
+        rng.shuffle(everything)
+        for label, values in everything:
+            seen = len(events)
+            noise(1.0)
+            send(values)
+            noise(1.2)
+            settle()
+            time.sleep(0.01)
+            woke = [e["id"] for e in events[seen:] if e["event"] == "detected"]
+            if label is None:
+                for number in woke:
+                    ask({"ask": "false_wake", "event": number})
+            elif woke:
+                ask({"ask": "correct", "label": label, "event": woke[-1]})
+            else:
+                ask({"ask": "missed", "label": label})
+        ask({"ask": "train"})
+        while verdict is None:
+            time.sleep(0.1)
+            verdict = next((e for e in events if e["event"] in ("trial", "refused")), None)
+        ask({"ask": "accept"})
+        began, at_start, cpu_start = time.monotonic(), at, cpu_seconds(daemon.pid)
+    else:
+        at_start, cpu_start = at, 0
+    first = len(events)
+    while at - at_start < seconds * RATE_HZ:
         pause = int(rng.uniform(1.0, 6.0) * RATE_HZ)
         level = rng.choice([0, 3, 30, 150])
         send(array.array("h", (int(rng.uniform(-level, level)) for _ in range(pause))))
@@ -106,36 +156,33 @@ rate_hz = {RATE_HZ}
             label, values = rng.choice(words)
             said.append((label, at / RATE_HZ, (at + len(values)) / RATE_HZ))
             send(values)
-        if at / RATE_HZ >= next_look:
-            memory.append((at / RATE_HZ, rss_kib(daemon.pid)))
-            next_look = at / RATE_HZ + 60
+        if (at - at_start) / RATE_HZ >= next_look:
+            memory.append(((at - at_start) / RATE_HZ, rss_kib(daemon.pid)))
+            next_look = (at - at_start) / RATE_HZ + 60
     send(array.array("h", bytes(4 * RATE_HZ)))
-    while True:
-        with socket.socket(socket.AF_UNIX) as control:
-            control.connect(str(folder / "control"))
-            control.sendall(b'{"ask":"status"}\n')
-            status = json.loads(control.makefile().readline())["status"]
-        if status["streams"][0]["seconds"] >= at / RATE_HZ - 0.1:
-            break
-        time.sleep(0.02)
+    settle()
+    status = ask({"ask": "status"})["status"]
     wall = time.monotonic() - began
-    memory.append((at / RATE_HZ, rss_kib(daemon.pid)))
-    cpu = cpu_seconds(daemon.pid)
+    memory.append(((at - at_start) / RATE_HZ, rss_kib(daemon.pid)))
+    cpu = cpu_seconds(daemon.pid) - cpu_start
     daemon.terminate()
     daemon.wait(10)
     reader.join()
-    detections = [e for e in events if e["event"] == "detected"]
+    detections = [e for e in events[first:] if e["event"] == "detected"]
     heard, false, matched = 0, 0, set()
     for label, start, end in said:
         fits = [i for i, e in enumerate(detections) if e["label"] == label and start <= e["at_seconds"] <= end + LATE_SECONDS]
         heard += bool(fits)
         matched.update(fits)
     false = len(detections) - len(matched)
-    hours = at / RATE_HZ / 3600
+    audio = (at - at_start) / RATE_HZ
+    hours = audio / 3600
     early = [m for t, m in memory if t >= 300][:1] or [memory[0][1]]
     return {
         "threshold": threshold,
-        "audio_seconds": round(at / RATE_HZ, 1),
+        "smoothing_windows": windows,
+        "verdict": verdict,
+        "audio_seconds": round(audio, 1),
         "wall_seconds": round(wall, 1),
         "words": len(said),
         "heard": heard,
@@ -145,9 +192,9 @@ rate_hz = {RATE_HZ}
         "gaps": status["streams"][0]["gaps"],
         "rss_kib_after_5_minutes": early[0],
         "rss_growth_kib": max(m for t, m in memory) - early[0],
-        "cpu_share_at_real_time": round(cpu / (at / RATE_HZ), 4),
+        "cpu_share_at_real_time": round(cpu / audio, 4),
     }
 
 
-for threshold in thresholds:
-    print(json.dumps(run(threshold)), flush=True)
+for threshold, windows in runs:
+    print(json.dumps(run(threshold, windows)), flush=True)

@@ -167,10 +167,15 @@ impl<D: Disk> Daemon<D> {
             Some(kept) => kept.trial,
             None => {
                 let thresholds = Thresholds { trial: self.live.detector.threshold, before: threshold };
-                Trial::new(&self.config.trial, thresholds, Rate::default())
+                self.new_trial(thresholds, Rate::default())
             }
         };
         self.trial = Some(Watched { number, before, trial });
+    }
+
+    fn new_trial(&self, thresholds: Thresholds, rate: Rate) -> Trial {
+        let ignored = self.config.listen.detector.ignored.iter().filter_map(|label| self.model.label_index(label));
+        Trial::new(&self.config.trial, thresholds, rate).ignoring(ignored.collect())
     }
 
     /// Tells the trial what happened, and does what it says.
@@ -468,7 +473,7 @@ impl<D: Disk> Daemon<D> {
             return Err("the update could not be used".into());
         }
         let thresholds = Thresholds { trial: self.live.detector.threshold, before: before_threshold };
-        self.trial = Some(Watched { number, before, trial: Trial::new(&self.config.trial, thresholds, rate) });
+        self.trial = Some(Watched { number, before, trial: self.new_trial(thresholds, rate) });
         self.note_down();
         self.tell(&Event::Trial { adapter: number, why });
         Ok(())
