@@ -326,6 +326,11 @@ impl<D: Disk> Daemon<D> {
                 let stream = self.name(stream);
                 self.tell(&Event::Gap { stream, lost_seconds, at_seconds });
             }
+            Message::Broken { stream, what } => {
+                let what = format!("input `{}`: {what}", self.streams[stream].input.name);
+                warn!(what, "an input fails");
+                self.tell(&Event::Trouble { what });
+            }
             Message::Ended { stream, error } => {
                 self.streams[stream].ended = true;
                 if let Some(error) = &error {

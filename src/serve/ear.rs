@@ -114,6 +114,12 @@ impl Ear {
         self.tell(Message::Gap { stream: self.stream, lost_seconds, at_seconds });
     }
 
+    /// Something is wrong with the input, and it goes on.
+    pub(super) fn trouble(&mut self, what: &str) {
+        // As below.
+        let _ = self.to.send(Message::Broken { stream: self.stream, what: what.to_owned() });
+    }
+
     /// There is no more; why, where that is not its end.
     pub(super) fn end(&mut self, error: Option<String>) {
         lock(&self.recent).ended = true;

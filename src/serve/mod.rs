@@ -117,6 +117,8 @@ enum Message {
     Gap { stream: usize, lost_seconds: f64, at_seconds: f64 },
     /// An input ended.
     Ended { stream: usize, error: Option<String> },
+    /// An input fails for now.
+    Broken { stream: usize, what: String },
     /// Somebody asks.
     Ask(protocol::Request, SyncSender<protocol::Reply>),
     /// Somebody listens to events.

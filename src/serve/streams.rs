@@ -16,6 +16,8 @@ use crate::source::{Audio, ClipSound, Heard, PcmSound, RATES_HZ, Sample, Sound, 
 const BLOCK: usize = 1024;
 /// A wait in which it is looked whether to stop.
 const WAIT: Duration = Duration::from_millis(100);
+/// A microphone that is gone is looked for so often.
+const AGAIN: Duration = Duration::from_secs(2);
 /// What a folder that is played may hold.
 const EXTENSIONS: [&str; 2] = ["wav", "flac"];
 
@@ -198,6 +200,25 @@ impl Sound for Line {
 /// Says that an ear lives: the number goes up.
 pub(super) type Pulse = Arc<AtomicU64>;
 
+/// Opens a microphone again when it is there, with the rate that it had; none if it is told to stop before.
+fn again(input: &Input, rate_hz: u32, stop: &AtomicBool, pulse: &Pulse) -> Option<Box<dyn Sound + Send>> {
+    loop {
+        let until = Instant::now() + AGAIN;
+        while Instant::now() < until {
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            pulse.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(WAIT);
+        }
+        if let Ok(sound) = open(input, rate_hz, &mut None)
+            && sound.rate_hz() == rate_hz
+        {
+            return Some(sound);
+        }
+    }
+}
+
 /// Hears an input to its end, or until it is told to stop.
 pub(super) fn run(mut sound: Box<dyn Sound + Send>, mut ear: Ear, input: &Input, stop: &AtomicBool, pulse: &Pulse) {
     let real_time = input.real_time && matches!(input.kind, InputKind::File | InputKind::Folder);
@@ -219,6 +240,13 @@ pub(super) fn run(mut sound: Box<dyn Sound + Send>, mut ear: Ear, input: &Input,
             Ok(Heard::Gap { lost_samples }) => ear.gap(lost_samples),
             Ok(Heard::Nothing) => {}
             Ok(Heard::End) => break,
+            // A microphone that was pulled out is plugged in again one day.
+            Err(found) if input.kind == InputKind::Microphone => {
+                ear.trouble(&format!("{found}; it is looked for every {} s", AGAIN.as_secs()));
+                let Some(new) = again(input, sound.rate_hz(), stop, pulse) else { break };
+                sound = new;
+                ear.gap(0);
+            }
             Err(found) => {
                 error = Some(found.to_string());
                 break;

@@ -282,7 +282,9 @@ impl<D: Disk> Daemon<D> {
 
     /// Examples that no training has seen.
     pub(super) fn new_examples(&self) -> Vec<Number> {
-        let seen = |number: &Number| self.store.adapters().values().any(|g| g.examples.contains(number));
+        // A candidate that a crash left behind was never judged.
+        let judged = || self.store.adapters().values().filter(|g| g.life != Life::Candidate);
+        let seen = |number: &Number| judged().any(|g| g.examples.contains(number));
         self.taught().into_iter().filter(|number| !seen(number)).collect()
     }
 
