@@ -39,17 +39,18 @@ inside bash -c 'man accentor | grep -q "device" && man accentor-adapt | grep -q 
 inside bash -c '. /usr/share/bash-completion/bash_completion; . /usr/share/bash-completion/completions/accentor
     COMP_WORDS=(accentor ad) COMP_CWORD=1; _accentor accentor ad accentor; printf "%s\n" "${COMPREPLY[@]}"; [ "${COMPREPLY[*]}" = adapt ]'
 
-# The daemon, on clips and on a WAV file where there is something to decode one with; then told what was right, and stopped.
-if dpkg-deb --contents "$package" | grep -q usr/lib/systemd/system/accentor.service; then
+# The daemon, on clips, as WAV files where there is something to decode them with; then told what was right, and stopped.
+if [ -e "$root/usr/lib/systemd/system/accentor.service" ]; then
     inside id accentor
     inside dpkg-query --show --showformat '${Conffiles}\n' accentor
     work=$root/tmp/daemon
     rm -rf "$work" && mkdir "$work"
     clips=$root/usr/share/accentor/models/kws-commands/demo/us/test
-    kind=folder path=/usr/share/accentor/models/kws-commands/demo/us/test/stop
+    path=/usr/share/accentor/models/kws-commands/demo/us/test/stop
     if command -v flac >/dev/null; then
-        flac --silent --decode --output-name "$work/stop.wav" "$(find "$clips/stop" -name '*.flac' | sort | head -1)"
-        kind=file path=/tmp/daemon/stop.wav
+        path=/tmp/daemon/wav
+        mkdir "$work/wav"
+        find "$clips/stop" -name '*.flac' -exec flac --silent --decode --output-prefix "$work/wav/" {} +
     fi
     cat >"$work/config.toml" <<CONFIG
 model = "/usr/share/accentor/models/kws-commands"
@@ -57,11 +58,11 @@ state = "/tmp/daemon/state"
 socket = "/tmp/daemon/control"
 [[input]]
 name = "clips"
-kind = "$kind"
+kind = "folder"
 path = "$path"
 real_time = false
 CONFIG
-    printf '\n== accentor serve, on the %s %s\n' "$kind" "$path"
+    printf '\n== accentor serve, on %s\n' "$path"
     chroot "$root" accentor serve --config /tmp/daemon/config.toml >"$work/events" 2>"$work/log" &
     daemon=$!
     for _ in $(seq 120); do ! grep -q '"detected"' "$work/events" || break; sleep 1; done
