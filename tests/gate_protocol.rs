@@ -184,7 +184,7 @@ impl Bench {
     /// The clips of a batch, the earlier ones first, and how many those are.
     fn batch(&self, kind: Kind, owner: usize, seed: u64) -> (Clips, usize) {
         let mut rng = fastrand::Rng::with_seed(1000 * seed + owner as u64);
-        let fresh = if seed % 2 == 0 { 3 } else { 5 };
+        let fresh = if seed.is_multiple_of(2) { 3 } else { 5 };
         let of = |who: usize, digit: usize, index: usize| {
             let (_, speaker, speed) = OWNERS[who];
             (self.recording(speaker, speed, digit, index), digit)

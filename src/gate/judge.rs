@@ -132,7 +132,6 @@ mod tests {
             contradicted: 2,
             likeness: Some(Likeness { fresh: 0.3, others: 1.5 }),
             ambient: Counts { windows: 100, taken_before: 4, taken_after: 4 },
-            ..Figures::default()
         }
     }
 

@@ -62,6 +62,14 @@ impl Default for TrialSettings {
     }
 }
 
+impl TrialSettings {
+    /// Evidence of a word that the two took differently and that the owner said nothing to.
+    fn unremarked(&self) -> f64 {
+        let (p, c) = (f64::from(self.won_share), f64::from(self.corrected_share));
+        ((p + (1.0 - p) * (1.0 - c)) / ((1.0 - p) + p * (1.0 - c))).ln()
+    }
+}
+
 /// From which score on a word counts as heard.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
@@ -256,13 +264,13 @@ impl Trial {
             tally.agreed += 1;
             return;
         }
-        let (p, c) = (f64::from(self.settings.won_share), f64::from(self.settings.corrected_share));
+        let p = f64::from(self.settings.won_share);
         let right = match truth {
             Truth::Label(label) => Some(label),
             Truth::NoWord => None,
             Truth::Unremarked => {
                 tally.unremarked += 1;
-                self.evidence += ((p + (1.0 - p) * (1.0 - c)) / ((1.0 - p) + p * (1.0 - c))).ln();
+                self.evidence += self.settings.unremarked();
                 return;
             }
         };
@@ -297,7 +305,8 @@ impl Trial {
                 false => Outcome::RollBack(said("not shown to be better than the adapter before")),
             });
         }
-        (utterances >= self.settings.utterances && self.evidence < bound / 3.0)
+        // One word that it alone heard, and that nobody spoke to, is little; less than that is nothing.
+        (utterances >= self.settings.utterances && self.evidence < self.settings.unremarked() / 2.0)
             .then(|| Outcome::RollBack(said("nothing speaks for it")))
     }
 
@@ -446,7 +455,7 @@ mod tests {
         let (_, outcome) = run(&mut start(), 34, |t| each(t, 100.0));
         assert_eq!(outcome, None);
         // A burst in the first hour says nothing.
-        let (_, outcome) = run(&mut Trial::new(&after(3600.0), thresholds, before), 39, |t| each(t, 10.0));
+        let (_, outcome) = run(&mut Trial::new(&after(3600.0), thresholds, before), 34, |t| each(t, 10.0));
         assert_eq!(outcome, None);
         let outcome = start().observe(Observation::Listened(4000.0));
         assert!(matches!(&outcome, Some(Outcome::RollBack(why)) if why.contains("less than 1/2")), "{outcome:?}");
