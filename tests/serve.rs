@@ -602,3 +602,32 @@ fn an_update_is_taken_back_and_the_one_before_it_is_there_again() {
     assert_eq!(history[0].notes.len(), 4);
     daemon.stop();
 }
+
+#[test]
+fn a_config_is_read_again_and_a_hook_is_run() {
+    let mut process = Process::start("");
+    let path = process.folder.path().join("accentor.toml");
+    let heard = process.folder.path().join("heard");
+    let old = std::fs::read_to_string(&path).unwrap();
+    let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+    let clips: Vec<_> = clips(&kws.join("demo/us/test")).into_iter().step_by(12).take(10).collect();
+    clips.iter().for_each(|(clip, _)| process.play(&clip.samples));
+    let Reply::Status(status) = process.ask(Request::Status {}) else { panic!() };
+    assert!(status.streams[0].detections > 0 && !heard.exists());
+    let hook = format!("[[hook]]\nevent = \"detected\"\ncommand = [\"touch\", {heard:?}]\n");
+    std::fs::write(&path, format!("{old}\n{hook}")).unwrap();
+    // As systemd does it.
+    assert!(Command::new("kill").args(["-HUP", &process.child.id().to_string()]).status().unwrap().success());
+    let until = Instant::now() + daemon::PATIENCE;
+    while !heard.exists() {
+        assert!(Instant::now() < until, "no hook");
+        clips.iter().for_each(|(clip, _)| process.play(&clip.samples));
+    }
+    for (wrong, named) in [("modle = 1\n", "modle"), ("keep_sound = true\n", "restart")] {
+        std::fs::write(&path, format!("{wrong}{old}")).unwrap();
+        let Reply::Refused(why) = process.ask(Request::Reload {}) else { panic!() };
+        assert!(why.contains(named) && why.contains("old config stays"), "{why}");
+    }
+    process.play(&clips[0].0.samples);
+    process.end();
+}
