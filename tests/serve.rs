@@ -320,6 +320,14 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It ran on where the test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Every file below a folder with its content.
 fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();

@@ -189,7 +189,7 @@ impl Sound for Line {
                 Ok(if gap { Heard::Gap { lost_samples: 0 } } else { Heard::Nothing })
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                std::thread::sleep(WAIT / 10);
+                std::thread::sleep(WAIT);
                 Ok(Heard::Nothing)
             }
             Err(source) => Err(SourceError::Stream { source }),
