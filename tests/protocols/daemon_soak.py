@@ -4,7 +4,8 @@ usage: daemon_soak.py [--teach CLIPS] ACCENTOR MODEL WORDS OTHERS [SECONDS] [THR
 ACCENTOR: the binary. MODEL: a folder with a model.toml. WORDS: a folder with a folder a label, clips of the model's words. OTHERS: a
 folder with clips of anything else: other words, noise. One run for each threshold [0.6], with scores averaged over WINDOWS [5]. Prints a JSON object a run.
 With --teach the daemon is first taught CLIPS (a folder with a folder a label) in the same room: each word is corrected or said to be missed,
-wakes at one of eight OTHERS are said to be false, an update is trained, and accepted if its gate admits it; it brings its own threshold.
+wakes at one of eight OTHERS are said to be false, an update is trained, and accepted if its gate admits it; it brings its own threshold, of
+THRESHOLD at most.
 Needs soundfile (pip install soundfile==0.14.0), which reads .wav and .flac.
 
 Between words there are 1 to 6 s of silence or noise; one clip of four is of OTHERS. A word is heard if it is detected from its
@@ -80,6 +81,8 @@ threshold = {threshold}
 smoothing_windows = {windows}
 [learn]
 automatic = false
+[gate]
+highest_threshold = {threshold}
 [guard]
 ambient_seconds = 60.0
 [[input]]
