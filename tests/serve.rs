@@ -651,3 +651,23 @@ fn a_config_is_read_again_and_a_hook_is_run() {
     process.play(&clips[0].0.samples);
     process.end();
 }
+
+#[test]
+fn a_near_miss_that_was_said_again_is_kept_where_its_owner_allows_it() {
+    let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+    let clips = clips(&kws.join("demo/caribbean/test"));
+    for allowed in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(&kws, folder.path());
+        config.feedback.self_label = allowed;
+        config.listen.detector.threshold = 0.65;
+        let mut daemon = Running::start(config);
+        // Ten voices say each word one after the other; some are near misses, and some of the next are heard.
+        heard(&mut daemon, &clips);
+        let Reply::Examples(counts) = daemon.handle.ask(Request::Examples {}) else { panic!() };
+        let own: usize = counts.iter().filter(|c| c.origin == "self").map(|c| c.count).sum();
+        println!("{own} of {}", daemon.status().streams[0].detections);
+        assert_eq!(own > 0, allowed);
+        daemon.stop();
+    }
+}
