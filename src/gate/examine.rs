@@ -239,34 +239,51 @@ pub fn examine<E: std::error::Error + 'static>(
     Ok(Examined { adapter, verdict: Verdict { admitted, reasons, figures, calibration } })
 }
 
+impl GateSettings {
+    /// # Errors
+    /// A setting out of range: which, what it may be, and what it is.
+    pub fn check(&self) -> Result<(), String> {
+        self.wrong()
+            .map_or(Ok(()), |(what, expected, found)| Err(format!("`{what}`: expected {expected}, found {found}")))
+    }
+
+    /// The first setting out of range.
+    fn wrong(&self) -> Option<(&'static str, &'static str, String)> {
+        let s = self;
+        let wrong = |what, expected, found: String| Some((what, expected, found));
+        if s.folds < 2 {
+            return wrong("folds", "2 or more", s.folds.to_string());
+        }
+        let shares = [
+            ("enough_margin", s.enough_margin),
+            ("gain_chance", s.gain_chance),
+            ("least_found", s.least_found),
+            ("firm_margin", s.firm_margin),
+            ("slip_share", s.slip_share),
+            ("slip_chance", s.slip_chance),
+            ("lost_share", s.lost_share),
+            ("lost_chance", s.lost_chance),
+            ("false_accept_share", s.false_accept_share),
+        ];
+        if let Some((what, found)) = shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+            return wrong(what, "0 to 1", found.to_string());
+        }
+        if !(s.stranger_share > 0.0 && s.stranger_share.is_finite()) {
+            return wrong("stranger_share", "more than 0", s.stranger_share.to_string());
+        }
+        if !(s.lowest_threshold > 0.0 && s.lowest_threshold <= s.highest_threshold && s.highest_threshold <= 1.0) {
+            let found = format!("{} and {}", s.lowest_threshold, s.highest_threshold);
+            return wrong("lowest_threshold and highest_threshold", "more than 0, in this order, at most 1", found);
+        }
+        None
+    }
+}
+
 fn check<E: std::error::Error + 'static>(settings: &GateSettings) -> Result<(), GateError<E>> {
-    let s = settings;
-    let wrong = |what, expected, found: String| Err(GateError::Setting { what, expected, found });
-    if s.folds < 2 {
-        return wrong("folds", "2 or more", s.folds.to_string());
+    match settings.wrong() {
+        Some((what, expected, found)) => Err(GateError::Setting { what, expected, found }),
+        None => Ok(()),
     }
-    let shares = [
-        ("enough_margin", s.enough_margin),
-        ("gain_chance", s.gain_chance),
-        ("least_found", s.least_found),
-        ("firm_margin", s.firm_margin),
-        ("slip_share", s.slip_share),
-        ("slip_chance", s.slip_chance),
-        ("lost_share", s.lost_share),
-        ("lost_chance", s.lost_chance),
-        ("false_accept_share", s.false_accept_share),
-    ];
-    if let Some((what, found)) = shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
-        return wrong(what, "0 to 1", found.to_string());
-    }
-    if !(s.stranger_share > 0.0 && s.stranger_share.is_finite()) {
-        return wrong("stranger_share", "more than 0", s.stranger_share.to_string());
-    }
-    if !(s.lowest_threshold > 0.0 && s.lowest_threshold <= s.highest_threshold && s.highest_threshold <= 1.0) {
-        let found = format!("{} and {}", s.lowest_threshold, s.highest_threshold);
-        return wrong("lowest_threshold and highest_threshold", "more than 0, in this order, at most 1", found);
-    }
-    Ok(())
 }
 
 /// The fold of each clip: the k-th of a word, earlier and fresh ones counted apart, goes to fold k modulo their number.

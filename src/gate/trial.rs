@@ -63,6 +63,35 @@ impl Default for TrialSettings {
 }
 
 impl TrialSettings {
+    /// # Errors
+    /// A setting out of range: which, what it may be, and what it is.
+    pub fn check(&self) -> Result<(), String> {
+        let s = self;
+        let checks = [
+            (
+                "error_rate",
+                s.error_rate > 0.0 && s.error_rate < 0.5,
+                "more than 0, below 0.5",
+                s.error_rate.to_string(),
+            ),
+            ("won_share", s.won_share > 0.5 && s.won_share < 1.0, "more than 0.5, below 1", s.won_share.to_string()),
+            ("corrected_share", (0.0..1.0).contains(&s.corrected_share), "0 to below 1", s.corrected_share.to_string()),
+            (
+                "feedback_seconds",
+                (0.0..=1e6).contains(&s.feedback_seconds),
+                "0 to 1000000",
+                s.feedback_seconds.to_string(),
+            ),
+            ("rate_factor", s.rate_factor > 1.0 && s.rate_factor.is_finite(), "more than 1", s.rate_factor.to_string()),
+            ("rate_chance", (0.0..1.0).contains(&s.rate_chance), "0 to below 1", s.rate_chance.to_string()),
+            ("rate_seconds", s.rate_seconds >= 0.0, "0 or more", s.rate_seconds.to_string()),
+        ];
+        match checks.into_iter().find(|check| !check.1) {
+            Some((what, _, expected, found)) => Err(format!("`{what}`: expected {expected}, found {found}")),
+            None => Ok(()),
+        }
+    }
+
     /// Evidence of a word that the two took differently and that the owner said nothing to.
     fn unremarked(&self) -> f64 {
         let (p, c) = (f64::from(self.won_share), f64::from(self.corrected_share));

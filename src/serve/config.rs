@@ -387,6 +387,9 @@ impl Config {
         if !(0.0..=1e6).contains(&self.guard.ambient_seconds) {
             return wrong("guard.ambient_seconds", "expected 0 to 1000000");
         }
+        if let Err(e) = self.trial.check().and_then(|()| self.gate.check()) {
+            return Err(ServeError::Setting { what: "gate, trial", why: e });
+        }
         if let Some(button) = &self.button {
             button.check()?;
         }
@@ -397,7 +400,9 @@ impl Config {
     pub(super) fn reloads_to(&self, other: &Self) -> bool {
         let fixed = |c: &Self| {
             let Self { model, state, socket, keep_sound, inputs, feedback, button, .. } = c.clone();
-            (model, state, socket, keep_sound, inputs, feedback, button, c.listen.hop_ms, c.listen.gate_dbfs)
+            let windows = (c.listen.hop_ms, c.listen.gate_dbfs);
+            let averages = (c.listen.detector.smoothing_windows, c.listen.detector.refractory_ms);
+            (model, state, socket, keep_sound, inputs, feedback, button, windows, averages)
         };
         fixed(self) == fixed(other)
     }

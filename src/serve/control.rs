@@ -17,7 +17,7 @@ use super::{Message, ServeError};
 const CONNECTIONS: usize = 16;
 /// A connection that says nothing for so long is closed.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Events that may wait for a slow listener before it is let go.
+/// Events that may wait for a slow listener; it misses those beyond.
 const EVENTS: usize = 256;
 
 /// The socket; it is gone when this is dropped.
@@ -131,7 +131,13 @@ fn converse(stream: &UnixStream, to: &SyncSender<Message>, stop: &AtomicBool) ->
                 loop {
                     match from.recv_timeout(Duration::from_secs(1)) {
                         Ok(event) => (&mut &*stream).write_all(event.as_bytes())?,
-                        Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
+                        // Whoever went away says nothing any more, and reads no events in a quiet house either.
+                        Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {
+                            stream.set_read_timeout(Some(Duration::from_millis(1)))?;
+                            if matches!((&mut &*stream).read(&mut [0; 64]), Ok(0)) {
+                                return Ok(());
+                            }
+                        }
                         Err(_) => return Ok(()),
                     }
                 }

@@ -3,6 +3,7 @@
 mod feedback;
 mod update;
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -138,6 +139,8 @@ pub struct Daemon<D = SystemDisk> {
     to: SyncSender<Message>,
     from: Receiver<Message>,
     stop: Arc<AtomicBool>,
+    /// It was told to stop.
+    stopping: bool,
     hooks: Hooks,
     listeners: Vec<SyncSender<Arc<str>>>,
     out: Box<dyn Write + Send>,
@@ -148,7 +151,7 @@ pub struct Daemon<D = SystemDisk> {
     guarded: Vec<Guarded>,
     last_feedback: Option<Instant>,
     /// A step of an adapter's life that the disk has not got yet.
-    unwritten: Option<(Number, Life, String)>,
+    unwritten: BTreeMap<Number, (Life, String)>,
     wrote_late: Option<Instant>,
     trouble: Option<String>,
     started: Instant,
@@ -186,8 +189,12 @@ impl<D: Disk> Daemon<D> {
         config.check()?;
         let model = Arc::new(Model::open(&config.model)?);
         let Some((rate_hz, _)) = model.extractor().sound() else { return Err(ServeError::Deaf(model.front_end())) };
-        let store = Personal::open(disk, &config.state, config.keep_sound)?;
+        let mut disk = disk;
+        let state = |source| ServeError::File { action: "make the folder", path: config.state.clone(), source };
+        disk.make_folder(&config.state).map_err(state)?;
+        // Before anything is tidied up: another daemon may be writing there.
         let lock = lock(&config.state)?;
+        let store = Personal::open(disk, &config.state, config.keep_sound)?;
         for path in store.set_aside() {
             warn!(path = %path.display(), "a damaged file was set aside");
         }
@@ -209,6 +216,7 @@ impl<D: Disk> Daemon<D> {
             to,
             from,
             stop: Arc::new(AtomicBool::new(false)),
+            stopping: false,
             listeners: Vec::new(),
             out: outside.events,
             learner: None,
@@ -216,7 +224,7 @@ impl<D: Disk> Daemon<D> {
             enrolment: None,
             guarded: Vec::new(),
             last_feedback: None,
-            unwritten: None,
+            unwritten: BTreeMap::new(),
             wrote_late: None,
             trouble: None,
             started: Instant::now(),
@@ -294,7 +302,6 @@ impl<D: Disk> Daemon<D> {
         let mut looked = Instant::now();
         loop {
             match self.from.recv_timeout(TICK.saturating_sub(looked.elapsed())) {
-                Ok(Message::Stop) => break,
                 Ok(Message::Ask(Request::Reload {}, reply)) => {
                     sign(Sign::Reloading);
                     let _ = reply.send(self.reload());
@@ -303,6 +310,9 @@ impl<D: Disk> Daemon<D> {
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if self.stopping {
+                break;
             }
             if looked.elapsed() >= TICK {
                 looked = Instant::now();
@@ -353,7 +363,7 @@ impl<D: Disk> Daemon<D> {
                 let (plan, ended) = *learnt;
                 self.learnt(&plan, ended);
             }
-            Message::Stop => {}
+            Message::Stop => self.stopping = true,
         }
     }
 
@@ -434,9 +444,6 @@ impl<D: Disk> Daemon<D> {
     fn look_around(&mut self, sign: &mut dyn FnMut(Sign)) {
         let now = Instant::now();
         self.hooks.tend(now);
-        if self.learner.as_ref().is_some_and(Learner::is_finished) {
-            self.learner = None;
-        }
         for index in 0..self.streams.len() {
             let stream = &mut self.streams[index];
             stream.line.clear();
@@ -561,14 +568,24 @@ impl<D: Disk> Daemon<D> {
     }
 
     fn reload(&mut self) -> Reply {
-        let Some(path) = self.path.clone() else { return Reply::Refused("there is no config file".into()) };
+        let refused = |why: &str| {
+            warn!("the config was not read again; the old one stays");
+            Reply::Refused(format!("{why}; the old config stays"))
+        };
+        let Some(path) = self.path.clone() else { return refused("there is no config file") };
         let config = match Config::read(&path) {
             Ok(config) => config,
-            Err(error) => return Reply::Refused(format!("{error}; the old config stays")),
+            Err(error) => return refused(&error.to_string()),
         };
         if !self.config.reloads_to(&config) {
-            let fixed = "model, state, socket, keep_sound, input, feedback, listen.hop_ms and listen.gate_dbfs";
-            return Reply::Refused(format!("a change of {fixed} needs a restart; the old config stays"));
+            return refused(
+                "a change of model, state, socket, keep_sound, input, feedback, button, or of how windows are made and averaged needs a \
+                 restart",
+            );
+        }
+        // Else every adapter would be found wanting.
+        if let Err(error) = config.listen.detector.of_labels(self.model.labels()) {
+            return refused(&error.to_string());
         }
         self.hooks.replace(&config.hooks);
         self.config = config;

@@ -90,10 +90,11 @@ impl Learner {
                 to: &to,
                 job,
             };
-            let ended = match training.run() {
-                Ok(examined) => Ended::Examined(Box::new(examined)),
-                Err(GateError::Training(LearnError::Stopped)) => Ended::Stopped,
-                Err(error) => Ended::Failed(error.to_string()),
+            let ended = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| training.run())) {
+                Ok(Ok(examined)) => Ended::Examined(Box::new(examined)),
+                Ok(Err(GateError::Training(LearnError::Stopped))) => Ended::Stopped,
+                Ok(Err(error)) => Ended::Failed(error.to_string()),
+                Err(_) => Ended::Failed("the training broke down; please report this".into()),
             };
             // The daemon may be gone.
             let _ = to.send(Message::Learnt(Box::new((plan, ended))));
@@ -262,13 +263,15 @@ impl Training<'_> {
             }
         }
         let every = Duration::from_secs_f64(self.job.learn.checkpoint_seconds);
-        let mut written = Instant::now();
+        let mut written = (Instant::now(), 0);
         trainer.on_own_threads(|trainer| {
             loop {
                 let stopped = self.stop.load(Ordering::Relaxed);
-                if stopped || written.elapsed() >= every {
+                let step = run.progress().step;
+                // While it rests there is nothing new to write.
+                if stopped || written.0.elapsed() >= every && step != written.1 {
                     self.keep(&resting, run.checkpoint(trainer, &fingerprint).to_bytes());
-                    written = Instant::now();
+                    written = (Instant::now(), step);
                 }
                 if stopped {
                     return Err(LearnError::Stopped);

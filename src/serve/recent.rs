@@ -1,6 +1,7 @@
 //! What an input said last: its sound, its words, and a window without words. Only in memory.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use crate::listen::{Detection, Heard};
 use crate::source::Audio;
@@ -27,6 +28,8 @@ pub(super) struct Word {
     pub(super) tag: u64,
     /// Those of the window in which it was taken.
     pub(super) features: Vec<f32>,
+    /// The example that was made of it.
+    pub(super) example: Option<u64>,
 }
 
 /// A word that fell short of its threshold by little.
@@ -73,6 +76,8 @@ pub(super) struct Recent {
     pub(super) heard: Heard,
     pub(super) tag: u64,
     pub(super) ended: bool,
+    /// When the last sound came.
+    pushed: Option<Instant>,
     /// Words that nobody could be told of.
     pub(super) lost: u64,
 }
@@ -94,6 +99,7 @@ impl Recent {
             heard: Heard::default(),
             tag: 0,
             ended: false,
+            pushed: None,
             lost: 0,
         }
     }
@@ -108,6 +114,7 @@ impl Recent {
     }
 
     pub(super) fn push(&mut self, block: &[f32]) {
+        self.pushed = Some(Instant::now());
         let len = self.sound.len() as u64;
         for value in block {
             self.sound[(self.end % len) as usize] = (value * 32768.0) as i16;
@@ -124,9 +131,20 @@ impl Recent {
         let end = self.samples(found.at_seconds);
         let word = &mut self.words[self.next];
         (word.id, word.label, word.score, word.end, word.tag) = (id, found.label, found.score, end, tag);
+        word.example = None;
         word.features.copy_from_slice(features);
         self.next = (self.next + 1) % WORDS;
         self.no_ambient_around(end);
+    }
+
+    /// An example was made of a word.
+    pub(super) fn taken(&mut self, id: u64, example: u64) {
+        self.words.iter_mut().filter(|word| word.id == id).for_each(|word| word.example = Some(example));
+    }
+
+    /// Whether the last sound came longer ago than that.
+    pub(super) fn is_stale(&self, seconds: f64) -> bool {
+        self.ended || self.pushed.is_none_or(|at| at.elapsed().as_secs_f64() > seconds)
     }
 
     /// There was a word that ended about here.

@@ -1,6 +1,6 @@
 //! Inputs: from the config to a thread that hears.
 
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -188,11 +188,11 @@ impl Sound for Line {
                 let gap = std::mem::replace(&mut self.begun, true);
                 Ok(if gap { Heard::Gap { lost_samples: 0 } } else { Heard::Nothing })
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            // Nobody there; or too many open files, which others may close.
+            Err(_) => {
                 std::thread::sleep(WAIT);
                 Ok(Heard::Nothing)
             }
-            Err(source) => Err(SourceError::Stream { source }),
         }
     }
 }

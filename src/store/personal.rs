@@ -218,7 +218,7 @@ impl<D: Disk> Personal<D> {
         payload.extend(sound.iter().flat_map(|v| v.to_le_bytes()));
         let number = self.number(info.at);
         let bytes = pack(&info, &payload)?;
-        self.put("examples", number, &bytes)?;
+        self.put_new("examples", number, &bytes)?;
         self.examples.insert(number, (info, bytes.len() as u64));
         Ok(number)
     }
@@ -258,7 +258,7 @@ impl<D: Disk> Personal<D> {
             files: files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.len())).collect(),
         };
         let payload: Vec<u8> = files.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
-        self.put("adapters", number, &pack(&generation, &payload)?)?;
+        self.put_new("adapters", number, &pack(&generation, &payload)?)?;
         self.adapters.insert(number, generation);
         Ok(number)
     }
@@ -285,6 +285,12 @@ impl<D: Disk> Personal<D> {
     /// A step that no life has; as [`Personal::add_example`], with the adapter where it was.
     pub fn advance(&mut self, number: Number, life: Life, note: &str, at: u64) -> Result<(), StoreError> {
         let (mut generation, payload) = self.get::<Generation>("adapters", number)?;
+        if generation.life == life && self.adapters.get(&number).is_some_and(|known| known.life != life) {
+            // The flush behind the last change failed: the file has it already.
+            self.sync("adapters")?;
+            self.adapters.insert(number, generation);
+            return Ok(());
+        }
         if !generation.life.leads_to(life) {
             return Err(StoreError::Life { number, from: generation.life, to: life });
         }
@@ -350,7 +356,14 @@ impl<D: Disk> Personal<D> {
         if let Some(most) = retention.adapters {
             let confirmed = self.adapters.iter().rev().find(|a| a.1.life == Life::Confirmed).map(|a| *a.0);
             let needed = [self.live(), confirmed];
-            let idle: Vec<Number> = self.adapters.keys().copied().filter(|n| !needed.contains(&Some(*n))).collect();
+            // One that was taken back says which examples are not to be learnt from again.
+            let warns = |g: &Generation| {
+                g.life == Life::RolledBack
+                    && !g.files.is_empty()
+                    && g.examples.iter().any(|e| self.examples.contains_key(e))
+            };
+            let idle = self.adapters.iter().filter(|(number, g)| !needed.contains(&Some(**number)) && !warns(g));
+            let idle: Vec<Number> = idle.map(|(number, _)| *number).collect();
             going.extend(idle.iter().take(idle.len().saturating_sub(most)).map(|n| ("adapters", *n)));
         }
         self.erase(&going)
@@ -377,6 +390,12 @@ impl<D: Disk> Personal<D> {
         let adapters = self.adapters.iter().filter(|(_, g)| what == Forget::All || learnt(g));
         let mut going: Vec<_> = adapters.map(|(number, _)| ("adapters", *number)).collect();
         going.extend(examples.iter().map(|number| ("examples", *number)));
+        // What an earlier one left half done.
+        for folder in ["adapters", "examples"] {
+            for file in self.list(folder)? {
+                self.tidy(&file)?;
+            }
+        }
         let damaged = self.list("damaged")?;
         for file in &damaged {
             self.wipe(file)?;
@@ -459,6 +478,16 @@ impl<D: Disk> Personal<D> {
 
     fn put(&mut self, folder: &str, number: Number, bytes: &[u8]) -> Result<(), StoreError> {
         self.put_as(folder, &number.to_string(), bytes)
+    }
+
+    /// A file that was not there is not there afterwards either where this fails.
+    fn put_new(&mut self, folder: &str, number: Number, bytes: &[u8]) -> Result<(), StoreError> {
+        let put = self.put(folder, number, bytes);
+        if put.is_err() {
+            // It is there only where the flush behind its new name failed.
+            let _ = self.disk.remove(&self.path(folder, number));
+        }
+        put
     }
 
     fn put_as(&mut self, folder: &str, name: &str, bytes: &[u8]) -> Result<(), StoreError> {

@@ -65,6 +65,8 @@ struct Said {
     label: usize,
     end: u64,
     features: Vec<f32>,
+    /// The example that was made of it.
+    example: Option<u64>,
     /// Whether it is the last one of all inputs.
     last: bool,
 }
@@ -89,7 +91,7 @@ impl<D: Disk> Daemon<D> {
             && scores.get(label).is_some_and(|s| *s >= self.config.guard.score)
             && self.guarded.len() < GUARDED
         {
-            let until = Instant::now() + Duration::from_secs_f64(f64::from(self.config.trial.feedback_seconds as f32));
+            let until = Instant::now() + Duration::from_secs_f64(self.config.trial.feedback_seconds);
             self.guarded.push(Guarded { id, label, features, until });
         }
         if let Some(near) = again.filter(|_| self.config.feedback.self_label) {
@@ -118,7 +120,8 @@ impl<D: Disk> Daemon<D> {
                 && found.as_ref().is_none_or(|f| f.id < word.id)
             {
                 let features = word.features.clone();
-                found = Some(Said { stream, id: word.id, label: word.label, end: word.end, features, last: false });
+                let (id, label, end, example) = (word.id, word.label, word.end, word.example);
+                found = Some(Said { stream, id, label, end, features, example, last: false });
             }
         }
         match (found, event) {
@@ -126,6 +129,11 @@ impl<D: Disk> Daemon<D> {
             (None, Some(id)) => Err(format!("there is no word with number {id} any more")),
             (None, None) => Err("no word was heard yet".into()),
         }
+    }
+
+    /// Remembers the example of a word.
+    fn taken(&mut self, said: &Said, number: u64) {
+        self.streams[said.stream].line.recent().taken(said.id, number);
     }
 
     fn known(&self, label: &str) -> Result<usize, String> {
@@ -189,6 +197,9 @@ impl<D: Disk> Daemon<D> {
         if said.last {
             self.watch(Observation::Confirmed);
         }
+        if let Some(number) = said.example {
+            return Ok(format!("example {number} is of it already"));
+        }
         let label = self.model.labels()[said.label].clone();
         let kept = self.store.examples().filter(|(_, e)| e.label == label && e.origin == origin::CONFIRMED).count();
         if kept >= self.config.guard.of_each {
@@ -196,6 +207,7 @@ impl<D: Disk> Daemon<D> {
         }
         let found = self.clip_of(&said).map_err(|e| format!("noted, but not kept: {e}"))?;
         let number = self.keep_clip(&label, origin::CONFIRMED, &found.clip)?;
+        self.taken(&said, number);
         Ok(format!("example {number} of `{label}`"))
     }
 
@@ -208,7 +220,13 @@ impl<D: Disk> Daemon<D> {
             self.watch(if index == said.label { Observation::Confirmed } else { Observation::Corrected(index) });
         }
         let found = self.clip_of(&said).map_err(|e| format!("noted, but not kept: {e}"))?;
+        // The last word counts.
+        if let Some(earlier) = said.example.filter(|earlier| self.new_examples().contains(earlier)) {
+            let erased = self.store.forget(Forget::Example(earlier));
+            self.stored(erased);
+        }
         let number = self.keep_clip(label, origin::CORRECTED, &found.clip)?;
+        self.taken(&said, number);
         Ok(format!("example {number} of `{label}`"))
     }
 
@@ -237,6 +255,10 @@ impl<D: Disk> Daemon<D> {
         for (at, of) in self.streams.iter().enumerate().filter(|(_, s)| stream.is_none_or(|n| n == s.input.name)) {
             let window = self.window(at);
             let mut recent = of.line.recent();
+            if recent.is_stale(self.config.feedback.missed_seconds) {
+                why = format!("input `{}` gives no sound", of.input.name);
+                continue;
+            }
             let end = recent.end();
             let from = end.saturating_sub(recent.samples(self.config.feedback.missed_seconds));
             match clips::last(&recent, from..end, window) {
@@ -267,6 +289,7 @@ impl<D: Disk> Daemon<D> {
         if let Some(name) = stream.as_ref().filter(|name| self.streams.iter().all(|s| s.input.name != **name)) {
             return Err(format!("there is no input `{name}`"));
         }
+        self.end_enrolment("another enrolment began");
         let seconds = self.config.feedback.enrol_seconds;
         self.enrolment = Some(Enrolment {
             label: label.into(),
@@ -277,6 +300,13 @@ impl<D: Disk> Daemon<D> {
             until: Instant::now() + Duration::from_secs_f64(seconds),
         });
         Ok(format!("say `{label}` {count} times, with a pause between; for {seconds} s from now"))
+    }
+
+    /// Tells whoever waits for clips that no more are taken.
+    fn end_enrolment(&mut self, why: &str) {
+        if let Some(enrolment) = self.enrolment.take() {
+            self.tell(&Event::Clip { label: enrolment.label, left: 0, refused: Some(why.into()) });
+        }
     }
 
     /// Takes the clips that were said since the last look.
@@ -304,6 +334,10 @@ impl<D: Disk> Daemon<D> {
                     }
                 };
                 drop(recent);
+                // One voice in two rooms is one clip.
+                for (other, stream) in self.streams.iter().enumerate().filter(|(other, _)| *other != index) {
+                    enrolment.from[other] = stream.line.recent().end();
+                }
                 let refused = taken.and_then(|clip| self.enrolled(&mut enrolment, &clip)).err();
                 self.feedback();
                 enrolment.left -= usize::from(refused.is_none());
@@ -364,16 +398,17 @@ impl<D: Disk> Daemon<D> {
             (None, None, true) => Forget::All,
             _ => return Err("name a word, an example, or everything".into()),
         };
-        if self.learner.is_some() {
-            self.stop_training();
-        }
-        let gone = self.store.forget(what).map_err(|e| e.to_string())?;
-        self.enrolment = None;
+        let others = self.stop_training();
+        let gone = self.store.forget(what).map_err(|e| e.to_string());
+        // Whatever was erased by then is not in use any more.
+        self.end_enrolment("what was taken is forgotten");
         self.guarded.clear();
         self.failed_with = None;
         self.trial = None;
         self.use_what_is_live();
         self.begin_trial_again();
+        others.into_iter().for_each(|message| self.take(message));
+        let gone = gone?;
         info!(files = gone, "forgotten");
         Ok(format!("{gone} files erased, and every adapter that learnt from them"))
     }

@@ -46,6 +46,14 @@ impl Live {
     }
 }
 
+/// Why an adapter is not in use.
+enum Unusable {
+    /// The disk does not give it; another time it may.
+    Now(String),
+    /// It does not fit.
+    Ever(String),
+}
+
 /// An adapter on trial.
 #[derive(Debug)]
 pub(super) struct Watched {
@@ -82,7 +90,7 @@ impl<D: Disk> Daemon<D> {
         let adapters = self.store.adapters();
         let mut candidates: Vec<Number> = adapters.iter().rev().filter_map(lives(Life::Trial)).collect();
         candidates.extend(adapters.iter().rev().filter_map(lives(Life::Confirmed)));
-        candidates.retain(|number| self.unwritten.as_ref().is_none_or(|u| u.0 != *number));
+        candidates.retain(|number| self.unwritten.get(number).is_none_or(|(life, _)| *life != Life::RolledBack));
         let mut found = None;
         for number in candidates {
             match self.load(number) {
@@ -90,8 +98,10 @@ impl<D: Disk> Daemon<D> {
                     found = Some(live);
                     break;
                 }
-                Err(why) => {
-                    warn!(number, why, "an adapter cannot be used");
+                Err(Unusable::Now(why)) => warn!(number, why, "an adapter cannot be read now"),
+                Err(Unusable::Ever(why)) => {
+                    // Why is in the history: a word may stand in it.
+                    warn!(number, "an adapter cannot be used");
                     let note = format!("cannot be used: {why}");
                     let advanced = self.store.advance(number, Life::RolledBack, &note, unix_seconds());
                     self.stored(advanced);
@@ -122,8 +132,12 @@ impl<D: Disk> Daemon<D> {
     }
 
     /// An adapter of the store, ready to be used.
-    fn load(&self, number: Number) -> Result<Live, String> {
-        let files = self.store.adapter_files(number).map_err(|e| e.to_string())?;
+    fn load(&self, number: Number) -> Result<Live, Unusable> {
+        let files = self.store.adapter_files(number).map_err(|e| Unusable::Now(e.to_string()))?;
+        self.made_of(number, &files).map_err(Unusable::Ever)
+    }
+
+    fn made_of(&self, number: Number, files: &[(String, Vec<u8>)]) -> Result<Live, String> {
         let file = |name: &str| {
             let found = files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.as_slice());
             found.ok_or_else(|| format!("it has no {name}"))
@@ -216,7 +230,9 @@ impl<D: Disk> Daemon<D> {
     pub(super) fn listened(&mut self) {
         let mut windows = 0;
         for stream in &mut self.streams {
-            let now = stream.line.recent().heard.windows;
+            // A night in which nobody speaks is no sign of anything.
+            let heard = stream.line.recent().heard;
+            let now = heard.windows - heard.silent_windows;
             windows += now - std::mem::replace(&mut stream.counted, now);
         }
         let seconds = windows as f64 * f64::from(self.config.listen.hop_ms) / 1000.0;
@@ -247,11 +263,10 @@ impl<D: Disk> Daemon<D> {
     /// Moves an adapter on. A disk that cannot be written changes nothing about what is in use; it is written when it can be.
     fn advance(&mut self, number: Number, life: Life, why: &str) {
         let advanced = self.store.advance(number, life, why, unix_seconds());
-        self.unwritten = match self.stored(advanced) {
-            Some(()) => None,
-            None => Some((number, life, why.to_owned())),
-        };
-        if self.unwritten.is_none() {
+        if self.stored(advanced).is_none() {
+            self.unwritten.insert(number, (life, why.to_owned()));
+        } else {
+            self.unwritten.remove(&number);
             let removed = self.store.remove_state(TRIAL);
             self.stored(removed);
         }
@@ -259,25 +274,37 @@ impl<D: Disk> Daemon<D> {
 
     fn write_late(&mut self) {
         let due = self.wrote_late.is_none_or(|at| at.elapsed() >= Duration::from_secs(5));
-        if let Some((number, life, why)) = self.unwritten.clone().filter(|_| due) {
+        if due && !self.unwritten.is_empty() {
             self.wrote_late = Some(Instant::now());
-            self.advance(number, life, &why);
+            for (number, (life, why)) in self.unwritten.clone() {
+                self.advance(number, life, &why);
+            }
         }
     }
 
     pub(super) fn accept(&mut self) -> Result<String, String> {
         let number = self.trial.as_ref().map(|w| w.number).ok_or("no adapter is on trial")?;
         self.confirm_adapter(number, "its owner took it");
-        Ok(format!("adapter {number} is confirmed"))
+        Ok(format!("adapter {number} is confirmed{}", self.not_written(number)))
     }
 
     pub(super) fn roll_back(&mut self, why: String) -> Result<String, String> {
         let number = self.live.number.ok_or("the frozen model is in use; there is nothing to take back")?;
         self.take_back(number, &why);
+        let late = self.not_written(number);
         Ok(match self.live.number {
-            Some(now) => format!("adapter {number} is taken back; adapter {now} is in use"),
-            None => format!("adapter {number} is taken back; the frozen model is in use"),
+            Some(now) => format!("adapter {number} is taken back; adapter {now} is in use{late}"),
+            None => format!("adapter {number} is taken back; the frozen model is in use{late}"),
         })
+    }
+
+    /// What an answer has to say where the disk could not be written.
+    fn not_written(&self, number: Number) -> &'static str {
+        if self.unwritten.contains_key(&number) {
+            "; the disk cannot be written, and a restart may undo it"
+        } else {
+            ""
+        }
     }
 
     /// Examples that no training has seen.
@@ -396,9 +423,9 @@ impl<D: Disk> Daemon<D> {
         }
     }
 
-    /// Ends a training; nothing of it stays.
-    pub(super) fn stop_training(&mut self) {
-        let Some(learner) = self.learner.take() else { return };
+    /// Ends a training; nothing of it stays. What else came meanwhile is to be taken by the caller.
+    pub(super) fn stop_training(&mut self) -> Vec<Message> {
+        let Some(learner) = self.learner.take() else { return Vec::new() };
         learner.stop();
         let mut others = Vec::new();
         while !learner.is_finished() {
@@ -414,7 +441,7 @@ impl<D: Disk> Daemon<D> {
             }
         }
         self.clear_training();
-        others.into_iter().for_each(|message| self.take(message));
+        others
     }
 
     fn clear_training(&mut self) {
@@ -440,6 +467,12 @@ impl<D: Disk> Daemon<D> {
                 self.tell(&Event::Refused { why });
             }
             Ended::Examined(examined) => {
+                let there = |number: &Number| self.store.examples().any(|(n, _)| n == *number);
+                // What was forgotten or taken back meanwhile is in it.
+                if plan.before != self.live.number || self.trial.is_some() || !plan.owner.iter().all(there) {
+                    info!("a training is of no use any more");
+                    return self.clear_training();
+                }
                 if let Err(why) = self.judged(plan, &examined) {
                     self.failed_with = Some(self.new_examples().len());
                     self.tell(&Event::Refused { why });
@@ -458,7 +491,9 @@ impl<D: Disk> Daemon<D> {
             files.extend(adapter.files().map_err(|e| e.to_string())?);
             files.push((CALIBRATION, calibration));
         }
-        let kept = self.store.add_adapter(&files, plan.owner.clone(), &why, unix_seconds());
+        // Guards were replayed, and ambient windows set its threshold: what is forgotten of them takes it along.
+        let learnt_from = [&plan.owner[..], &plan.guards, &plan.ambient].concat();
+        let kept = self.store.add_adapter(&files, learnt_from, &why, unix_seconds());
         let number = self.stored(kept).ok_or("the disk cannot be written; what is in use stays")?;
         info!(number, admitted = verdict.admitted, "the gate has judged");
         if !verdict.admitted {
