@@ -291,7 +291,7 @@ mod binary {
         let scene = scene();
         let line = LINE.replace(" --lr auto", "");
         scene.json(&format!("{line} --out whole"));
-        let slow = scene.json(&format!("{line} --out slow --cpu-share 0.5 --max-memory-mib 4096 --on-battery 1"));
+        let slow = scene.json(&format!("{line} --out slow --cpu-share 0.1 --max-memory-mib 4096 --on-battery 1"));
         assert!(files(&scene, "slow") == files(&scene, "whole"));
         let paused = slow["paused_seconds"].as_f64().unwrap();
         assert!(paused > 0.0 && slow["pauses"]["cpu_share"].as_f64() == Some(paused), "{slow}");

@@ -259,7 +259,7 @@ impl Watch {
             End::Done | End::Signal => None,
         };
         watched.pauses = governor.paused().iter().map(|(name, time)| (*name, time.as_secs_f64())).collect();
-        watched.paused_seconds = watched.pauses.values().sum();
+        watched.paused_seconds = watched.pauses.values().sum::<f64>() + 0.0;
         Ok(Conducted { report: run.report().clone(), rate: run.rate(), trials: run.trials().to_vec(), watched })
     }
 
