@@ -148,7 +148,8 @@ struct Training<'a> {
 
 impl Training<'_> {
     fn run(&mut self) -> Result<Examined, GateError<LearnError>> {
-        let owner = self.examples(&self.job.owner, true).map_err(GateError::Training)?;
+        let versions = self.model.recipe(&self.sites()).versions();
+        let owner = self.examples(&self.job.owner, versions).map_err(GateError::Training)?;
         let (replay, guard) = self.others().map_err(GateError::Training)?;
         let ambient = self.ambient()?;
         let evidence = Evidence { owner: &owner, earlier: self.job.plan.earlier, guard: &guard, ambient: &ambient };
@@ -158,14 +159,11 @@ impl Training<'_> {
     }
 
     /// The stored examples whose words the model knows.
-    fn examples(&self, stored: &[Example], versions: bool) -> Result<Examples, LearnError> {
-        let len = self.model.extractor().values();
-        let variants = stored.iter().map(|e| e.features.len() / len.max(1)).min().filter(|_| versions).unwrap_or(1);
-        let mut out = self.model.new_examples(variants.max(1));
+    fn examples(&self, stored: &[Example], versions: usize) -> Result<Examples, LearnError> {
+        let mut out = self.model.new_examples(versions);
         for example in stored {
             if let Some(target) = self.model.label_index(&example.info.label) {
-                let inputs = example.features.get(..variants.max(1) * len).unwrap_or_default();
-                out.push(inputs, target)?;
+                out.push(&filled(&example.features, versions * self.model.extractor().values()), target)?;
             }
         }
         Ok(out)
@@ -201,11 +199,11 @@ impl Training<'_> {
         let (own_replay, own_guard) = halves_of(&self.job.guards);
         let replay = match replay {
             Some(data) => load(&data, recipe.versions())?,
-            None => self.examples(&own_replay, false)?,
+            None => self.examples(&own_replay, 1)?,
         };
         let guard = match guard {
             Some(data) => plain(&data)?,
-            None => self.examples(&own_guard, false)?,
+            None => self.examples(&own_guard, 1)?,
         };
         Ok((replay, guard))
     }
@@ -307,6 +305,11 @@ impl Training<'_> {
     }
 }
 
+/// The versions of an example, over again where there are fewer: of a wake there is the one window that was heard.
+fn filled(features: &[f32], len: usize) -> Vec<f32> {
+    features.iter().copied().cycle().take(len).collect()
+}
+
 /// Every other example of each word.
 fn halves_of(stored: &[Example]) -> (Vec<Example>, Vec<Example>) {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
@@ -347,4 +350,18 @@ fn unpacked(bytes: &[u8]) -> Option<Adapter> {
     let (len, rest) = bytes.split_first_chunk()?;
     let (config, tensors) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
     Adapter::from_files("training".as_ref(), config, tensors).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_window_takes_no_version_of_the_others() {
+        assert_eq!(filled(&[1.0, 2.0], 6), [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
+        assert_eq!(filled(&[1.0, 2.0, 3.0, 4.0], 4), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(filled(&[1.0, 2.0, 3.0, 4.0], 2), [1.0, 2.0]);
+        // A damaged one is refused by its length.
+        assert!(filled(&[], 4).is_empty());
+    }
 }
