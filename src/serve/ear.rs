@@ -73,11 +73,10 @@ impl Ear {
         (Self { stream, spotter, windows: 0, mail, recent, to, ids }, line)
     }
 
-    /// Takes the samples that follow. Says how many windows had to be passed over.
-    pub(super) fn hear(&mut self, mut block: &[f32]) -> u64 {
+    /// Takes the samples that follow. A window that cannot be scored is passed over.
+    pub(super) fn hear(&mut self, mut block: &[f32]) {
         self.take_mail();
         lock(&self.recent).push(block);
-        let mut passed_over = 0;
         loop {
             match self.spotter.next(&mut block) {
                 Ok(Some(found)) => {
@@ -87,7 +86,7 @@ impl Ear {
                     self.tell(Message::Word { stream: self.stream, id, label, score, at_seconds, tag });
                 }
                 Ok(None) => break,
-                Err(_) => passed_over += 1,
+                Err(_) => {}
             }
         }
         let heard = self.spotter.heard();
@@ -100,7 +99,6 @@ impl Ear {
         }
         self.windows = heard.windows;
         (recent.heard, recent.tag) = (heard, self.spotter.tag());
-        passed_over
     }
 
     /// Sound was lost here, `lost_samples` of it as far as that is known.

@@ -384,8 +384,8 @@ impl<D: Disk> Daemon<D> {
         let after = self.config.feedback.missed_seconds;
         for index in 0..self.streams.len() {
             let drawn = self.streams[index].line.recent().take_ambient(after);
-            let kept = self.store.examples().filter(|(_, e)| e.origin == origin::AMBIENT).count();
-            if let Some(features) = drawn.filter(|_| kept < self.config.guard.ambient) {
+            let kept = || self.store.examples().filter(|(_, e)| e.origin == origin::AMBIENT).count();
+            if let Some(features) = drawn.filter(|_| kept() < self.config.guard.ambient) {
                 let _ = self.keep_example("", origin::AMBIENT, features, Vec::new(), 0);
             }
         }

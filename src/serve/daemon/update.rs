@@ -1,6 +1,6 @@
 //! What is in use, what is on trial, and what is being learnt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -310,9 +310,9 @@ impl<D: Disk> Daemon<D> {
     /// Examples that no training has seen.
     pub(super) fn new_examples(&self) -> Vec<Number> {
         // A candidate that a crash left behind was never judged.
-        let judged = || self.store.adapters().values().filter(|g| g.life != Life::Candidate);
-        let seen = |number: &Number| judged().any(|g| g.examples.contains(number));
-        self.taught().into_iter().filter(|number| !seen(number)).collect()
+        let judged = self.store.adapters().values().filter(|g| g.life != Life::Candidate);
+        let seen: HashSet<Number> = judged.flat_map(|g| g.examples.iter().copied()).collect();
+        self.taught().into_iter().filter(|number| !seen.contains(number)).collect()
     }
 
     /// Examples of words of the model that its owner taught.
@@ -327,14 +327,15 @@ impl<D: Disk> Daemon<D> {
     fn plan(&self) -> Result<Plan, String> {
         let adapters = self.store.adapters();
         let confirmed = adapters.iter().rev().find(|(_, g)| g.life == Life::Confirmed);
-        let trusted = confirmed.map(|(_, g)| g.examples.clone()).unwrap_or_default();
+        let trusted: HashSet<Number> = confirmed.iter().flat_map(|(_, g)| g.examples.iter().copied()).collect();
         // Those of an adapter that was in use and taken back are not learnt from again.
-        let spoilt = |number: &Number| {
-            let of = |g: &crate::store::Generation| g.life == Life::RolledBack && !g.files.is_empty();
-            !trusted.contains(number) && adapters.values().any(|g| of(g) && g.examples.contains(number))
-        };
-        let (mut owner, fresh): (Vec<Number>, Vec<Number>) =
-            self.taught().into_iter().filter(|n| !spoilt(n)).partition(|n| trusted.contains(n));
+        let taken_back = adapters.values().filter(|g| g.life == Life::RolledBack && !g.files.is_empty());
+        let spoilt: HashSet<Number> = taken_back.flat_map(|g| g.examples.iter().copied()).collect();
+        let (mut owner, fresh): (Vec<Number>, Vec<Number>) = self
+            .taught()
+            .into_iter()
+            .filter(|n| trusted.contains(n) || !spoilt.contains(n))
+            .partition(|n| trusted.contains(n));
         let earlier = owner.len();
         if fresh.is_empty() {
             return Err("there is nothing new to learn from".into());
