@@ -23,16 +23,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.state = folder.join("state");
     config.socket = folder.join("control");
     config.exit_when_done = true;
-    config.inputs = vec![Input {
-        name: "recordings".into(),
-        kind: InputKind::Folder,
-        device: None,
-        path: Some(clips.into()),
-        rate_hz: None,
-        channels: 1,
-        real_time: false,
-        pause_ms: 1000,
-    }];
+    let recordings = Input::new("recordings", InputKind::Folder);
+    config.inputs = vec![Input { path: Some(clips.into()), real_time: false, ..recordings }];
 
     // Events are lines of JSON on whatever can be written to.
     let daemon = Daemon::open(config, Outside::new(std::io::stdout()))?;

@@ -22,6 +22,8 @@ use crate::train::{Examples, TrainError, Trainer};
 
 pub use listener::Listener;
 pub use recipe::Recipe;
+#[cfg(all(feature = "serve", unix))]
+pub(crate) use recipe::SHIFT_MS;
 
 /// Why a model cannot be opened or fed.
 #[derive(Debug, thiserror::Error)]

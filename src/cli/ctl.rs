@@ -213,7 +213,7 @@ fn show_history(generations: &[Generation]) -> anyhow::Result<()> {
     }
     for generation in generations {
         report::line(&format!(
-            "adapter {}: {}, learnt from {} examples",
+            "adapter {}: {}, made with {} examples",
             generation.number, generation.life, generation.examples
         ))?;
         for note in &generation.notes {

@@ -10,6 +10,9 @@ use crate::train::TrainConfig;
 /// of the speakers that it knew, or fails (tests/protocols/fsdd_kwt1.py).
 const CAREFUL_RATE: f32 = 3e-3;
 
+/// Clips are moved by up to so much either way.
+pub(crate) const SHIFT_MS: f32 = 60.0;
+
 /// Settings of training for a kind of input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
@@ -30,9 +33,13 @@ impl Recipe {
     pub fn of(kind: &str) -> Self {
         let off = Augment::default();
         match kind {
-            "mfcc" | "log-mel" | "waveform" => {
-                Self { augment: Augment { shift_ms: 60.0, ..off }, variants: 8, epochs: 30, rate: 1e-2, smoothing: 0.1 }
-            }
+            "mfcc" | "log-mel" | "waveform" => Self {
+                augment: Augment { shift_ms: SHIFT_MS, ..off },
+                variants: 8,
+                epochs: 30,
+                rate: 1e-2,
+                smoothing: 0.1,
+            },
             _ => Self { augment: off, variants: 8, epochs: 40, rate: 3e-3, smoothing: 0.0 },
         }
     }

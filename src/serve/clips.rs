@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::recent::Recent;
+use crate::model::SHIFT_MS;
 use crate::source::{Audio, quality};
 
 /// A voice that rests for so long has ended its word; within "six" or "eight" it rests for 150 ms at most.
@@ -10,8 +11,8 @@ const PAUSE_MS: usize = 250;
 /// What stands around a word in its clip at least, as in `record`; the room's own sound up to a whole window teaches the model what it
 /// will hear.
 const MARGIN_SECONDS: f64 = 0.1;
-/// Clips are moved by so much either way when they are taught.
-const MOVED_SECONDS: f64 = 0.06;
+/// A voice that is shorter is a click.
+const SHORTEST_SECONDS: f64 = 0.06;
 /// A word may have begun so long before its window, and may end so long behind it.
 const BEYOND_SECONDS: f64 = 0.4;
 /// A word is over when the voice rested for so long.
@@ -48,7 +49,8 @@ pub(super) fn heard(recent: &Recent, end: u64, window: u64) -> Result<Found, NoC
         if (from..to).contains(&center) { 0 } else { from.abs_diff(center).min(to.abs_diff(center)) }
     };
     let words = quality::utterances(&audio, PAUSE_MS);
-    let word = words.iter().filter(|u| u.len() as u64 >= recent.samples(0.06)).min_by_key(|u| (away(u), u.start));
+    let word =
+        words.iter().filter(|u| u.len() as u64 >= recent.samples(SHORTEST_SECONDS)).min_by_key(|u| (away(u), u.start));
     cut(&audio, start, &words, word, window)
 }
 
@@ -73,7 +75,7 @@ fn words(recent: &Recent, range: Range<u64>) -> (Audio, Vec<Range<usize>>, u64) 
     let level = quality::dbfs(quality::loudest_power(&audio.samples, audio.rate_hz));
     // In silence every breath is a voice.
     let words = if level < quality::SOFTEST_DBFS { Vec::new() } else { quality::utterances(&audio, PAUSE_MS) };
-    let words = words.into_iter().filter(|u| u.len() as u64 >= recent.samples(0.06)).collect();
+    let words = words.into_iter().filter(|u| u.len() as u64 >= recent.samples(SHORTEST_SECONDS)).collect();
     (audio, words, start)
 }
 
@@ -104,7 +106,8 @@ fn cut(
     if let Some(problem) = wrong {
         return Err(NoClip::Problem(problem.to_string()));
     }
-    let whole = window as usize + 2 * samples(MOVED_SECONDS);
+    // As much as it is moved when it is taught stands at both ends too.
+    let whole = window as usize + 2 * samples(f64::from(SHIFT_MS) / 1000.0);
     let clip = around(least.max(whole.saturating_sub(word.len()) / 2));
     Ok(Found { clip, end: start + word.end as u64 })
 }

@@ -409,6 +409,20 @@ impl Config {
 }
 
 impl Input {
+    /// An input with everything else as it is where the file does not say.
+    pub fn new(name: &str, kind: InputKind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            device: None,
+            path: None,
+            rate_hz: None,
+            channels: one(),
+            real_time: yes(),
+            pause_ms: second(),
+        }
+    }
+
     fn check(&self) -> Result<(), ServeError> {
         let wrong = |what, why: &str| Err(ServeError::Setting { what, why: format!("input `{}`: {why}", self.name) });
         use InputKind::{File, Folder, Microphone, Socket, Stdin};

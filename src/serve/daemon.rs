@@ -256,17 +256,10 @@ impl<D: Disk> Daemon<D> {
     }
 
     fn open_inputs(&mut self, rate_hz: u32, mut stdin: Option<Box<dyn Read + Send>>) -> Result<(), ServeError> {
-        let default = Input {
-            name: "microphone".into(),
-            kind: InputKind::Microphone,
-            device: None,
-            path: None,
-            rate_hz: None,
-            channels: 1,
-            real_time: true,
-            pause_ms: 0,
-        };
-        let inputs = if self.config.inputs.is_empty() { vec![default] } else { self.config.inputs.clone() };
+        let mut inputs = self.config.inputs.clone();
+        if inputs.is_empty() {
+            inputs.push(Input::new("microphone", InputKind::Microphone));
+        }
         let ids = Arc::new(AtomicU64::new(0));
         for (index, input) in inputs.into_iter().enumerate() {
             let sound = streams::open(&input, rate_hz, &mut stdin)?;

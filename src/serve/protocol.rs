@@ -157,7 +157,7 @@ pub struct Generation {
     pub life: Life,
     /// When it was trained, in seconds since 1970.
     pub at: u64,
-    /// Examples that it learnt from.
+    /// Examples that it learnt from, and those that it was judged by.
     pub examples: usize,
     /// What happened, in the order in which it did.
     pub notes: Vec<Note>,

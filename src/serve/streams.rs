@@ -271,16 +271,7 @@ mod tests {
     use super::*;
 
     fn input(kind: InputKind, path: &Path) -> Input {
-        Input {
-            name: "hall".into(),
-            kind,
-            device: None,
-            path: Some(path.to_owned()),
-            rate_hz: None,
-            channels: 1,
-            real_time: false,
-            pause_ms: 10,
-        }
+        Input { path: Some(path.to_owned()), real_time: false, pause_ms: 10, ..Input::new("hall", kind) }
     }
 
     fn write(path: &Path, value: f32, rate_hz: u32) {

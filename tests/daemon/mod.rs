@@ -24,16 +24,8 @@ pub(crate) fn config(model: &Path, folder: &Path) -> Config {
     let path = folder.join("accentor.toml");
     std::fs::write(&path, text).unwrap();
     let mut config = Config::read(&path).unwrap();
-    config.inputs = vec![Input {
-        name: "hall".into(),
-        kind: InputKind::Socket,
-        device: None,
-        path: Some(folder.join("sound")),
-        rate_hz: Some(RATE_HZ),
-        channels: 1,
-        real_time: false,
-        pause_ms: 0,
-    }];
+    let socket = Input::new("hall", InputKind::Socket);
+    config.inputs = vec![Input { path: Some(folder.join("sound")), rate_hz: Some(RATE_HZ), ..socket }];
     config.learn.automatic = false;
     config.learn.cpu_share = 1.0;
     // In dense speech every other window has a part of a word.
