@@ -653,6 +653,27 @@ fn a_config_is_read_again_and_a_hook_is_run() {
 }
 
 #[test]
+fn the_last_word_on_a_wake_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
+    let mut daemon = Running::start(config(&kws, folder.path()));
+    let mut event = None;
+    for (clip, _) in clips(&kws.join("demo/us/test")) {
+        event = daemon::words(&daemon.play(&clip)).first().map(|(_, id)| *id);
+        if event.is_some() {
+            break;
+        }
+    }
+    let correct = |label: &str| daemon.done(Request::Correct { label: label.into(), event });
+    assert!(!correct("go").contains("in the place of"));
+    assert!(correct("stop").contains("in the place of"));
+    assert!(daemon.done(Request::Confirm { event }).contains("already"));
+    assert_eq!((kept(&daemon, "go", "corrected"), kept(&daemon, "stop", "corrected")), (0, 1));
+    assert_eq!(files(&folder.path().join("state/examples")).len(), 1);
+    daemon.stop();
+}
+
+#[test]
 fn a_near_miss_that_was_said_again_is_kept_where_its_owner_allows_it() {
     let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
     let clips = clips(&kws.join("demo/caribbean/test"));

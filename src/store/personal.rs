@@ -223,6 +223,17 @@ impl<D: Disk> Personal<D> {
         Ok(number)
     }
 
+    /// Erases one example in whose place there is another, and nothing else: what learnt from it stays, see [`Personal::forget`].
+    ///
+    /// # Errors
+    /// A file that cannot be removed.
+    pub fn remove_example(&mut self, number: Number) -> Result<(), StoreError> {
+        if self.examples.contains_key(&number) {
+            self.erase(&[("examples", number)])?;
+        }
+        Ok(())
+    }
+
     /// An example with its values.
     ///
     /// # Errors

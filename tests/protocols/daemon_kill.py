@@ -69,6 +69,15 @@ def ask(request, timeout=10.0):
 
 
 examples, confirmed, taken_back = set(), set(), set()
+# Numbers of words that were heard since the last start and not spoken of yet: a second word on one replaces the first.
+heard = []
+
+
+def listen(daemon):
+    for line in daemon.stdout:
+        event = json.loads(line)
+        if event["event"] == "detected":
+            heard.append(event["id"])
 
 
 def talk(alive):
@@ -90,7 +99,7 @@ def say(sound):
     time.sleep(0.05)
     # A device has some dozens of clips, not thousands.
     if random.random() < 30 / (30 + len(examples)):
-        reply = ask(random.choice([{"ask": "correct", "label": label}, {"ask": "missed", "label": label}]))
+        reply = ask({"ask": "correct", "label": label, "event": heard.pop()} if heard else {"ask": "missed", "label": label})
         text = reply.get("done", "")
         if text.startswith("example "):
             examples.add(int(text.split()[1]))
@@ -107,7 +116,10 @@ def say(sound):
 starts, lost_examples, lost_adapters, aside = [], 0, 0, 0
 for turn in range(times + 1):
     began = time.monotonic()
-    daemon = subprocess.Popen([binary, "serve", "--config", config, "--log", "warn"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    daemon = subprocess.Popen([binary, "serve", "--config", config, "--log", "warn"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    heard.clear()
+    listener = threading.Thread(target=listen, args=(daemon,))
+    listener.start()
     while True:
         try:
             status = ask({"ask": "status"})["status"]
@@ -137,6 +149,7 @@ for turn in range(times + 1):
     daemon.wait()
     alive.clear()
     talker.join()
+    listener.join()
 print(json.dumps({
     "kills": times,
     "acknowledged_examples": len(examples),

@@ -118,7 +118,11 @@ rate_hz = {RATE_HZ}
         send(array.array("h", (int(rng.uniform(-level, level)) for _ in range(int(seconds * RATE_HZ)))))
 
     def settle():
-        while ask({"ask": "status"})["status"]["streams"][0]["seconds"] < at / RATE_HZ - 0.01:
+        while True:
+            stream = ask({"ask": "status"})["status"]["streams"][0]
+            # The thread that reads events may be behind.
+            if stream["seconds"] >= at / RATE_HZ - 0.01 and sum(e["event"] == "detected" for e in events) >= stream["detections"]:
+                return
             time.sleep(0.002)
 
     verdict = None
@@ -131,7 +135,6 @@ rate_hz = {RATE_HZ}
             send(values)
             noise(1.2)
             settle()
-            time.sleep(0.01)
             woke = [e["id"] for e in events[seen:] if e["event"] == "detected"]
             if label is None:
                 for number in woke:

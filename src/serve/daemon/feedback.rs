@@ -220,14 +220,15 @@ impl<D: Disk> Daemon<D> {
             self.watch(if index == said.label { Observation::Confirmed } else { Observation::Corrected(index) });
         }
         let found = self.clip_of(&said).map_err(|e| format!("noted, but not kept: {e}"))?;
-        // The last word counts.
-        if let Some(earlier) = said.example.filter(|earlier| self.new_examples().contains(earlier)) {
-            let erased = self.store.forget(Forget::Example(earlier));
-            self.stored(erased);
-        }
         let number = self.keep_clip(label, origin::CORRECTED, &found.clip)?;
         self.taken(&said, number);
-        Ok(format!("example {number} of `{label}`"))
+        // The last word counts; the one before goes when this one is on the disk.
+        let Some(earlier) = said.example.filter(|earlier| self.new_examples().contains(earlier)) else {
+            return Ok(format!("example {number} of `{label}`"));
+        };
+        let removed = self.store.remove_example(earlier);
+        self.stored(removed);
+        Ok(format!("example {number} of `{label}`, in the place of example {earlier}"))
     }
 
     /// Nothing was said: what the model calls anything else, if it has a name for it.
