@@ -112,7 +112,14 @@ fn arenas_hold_little_more_than_they_must() {
         println!("skipped: no shared folder (set ACCENTOR_SHARED to it)");
         return;
     };
-    let names = ["dscnn_kws", "resnet8_cifar10", "mobilenetv1_025_vww96", "speech_embedding_96", "efficientnet_lite0"];
+    let names = [
+        "dscnn_kws",
+        "resnet8_cifar10",
+        "mobilenetv1_025_vww96",
+        "speech_embedding_96",
+        "efficientnet_lite0",
+        "kwt1_features",
+    ];
     let trainer = |name: &str| {
         let model = accentor::Model::open(models.join(format!("{name}.onnx"))).unwrap();
         model.trainer(model.new_adapter(&accentor::AdapterSpec::default(), 0).unwrap(), 1).unwrap()
@@ -122,8 +129,4 @@ fn arenas_hold_little_more_than_they_must() {
         let (arena, bound) = (trainer.arena_bytes() as f64, trainer.arena_bound_bytes() as f64);
         assert!(arena <= ARENA * bound, "{name}: {arena} bytes, at least {bound} are needed");
     }
-    // Attention, norms and GELU need more than the inputs of layers on the way back: here all that is saved is the least.
-    let trainer = trainer("kwt1_features");
-    let (arena, saved) = (trainer.arena_bytes() as f64, (trainer.plan().saved_len() * size_of::<f32>()) as f64);
-    assert!(arena <= ARENA * saved, "kwt1_features: {arena} bytes, {saved} are saved");
 }

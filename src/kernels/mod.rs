@@ -13,6 +13,7 @@ pub mod integer_taps;
 pub mod integers;
 pub mod mask;
 pub mod norm;
+pub mod pool;
 
 use rten_simd::Isa;
 use rten_simd::ops::{BitOps, NumOps};

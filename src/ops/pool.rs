@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::conv_geometry::ConvGeometry;
 use super::rows::{self, Part, RowWindow};
 use super::{Keeps, Operator};
+use crate::kernels::pool::{average, average_gradient};
 
 /// Where the windows of a pool lie; `[height, width]` each.
 ///
@@ -280,25 +281,7 @@ impl Operator for AveragePool {
     }
 
     fn forward(&self, x: &[&[f32]], y: &mut [f32], _saved: &mut [f32], _work: &mut [f32]) {
-        let (x, channels) = (x[0], self.geometry.input_channels);
-        visit(
-            &self.geometry,
-            &mut (y, 0.0),
-            |(y, factor), o, position| {
-                y[o..o + channels].fill(0.0);
-                *factor = Self::factor(&self.counts, position);
-            },
-            |(y, _), o, _, i| {
-                for (y, x) in y[o..o + channels].iter_mut().zip(&x[i..i + channels]) {
-                    *y += x;
-                }
-            },
-            |(y, factor), o| {
-                for y in &mut y[o..o + channels] {
-                    *y *= *factor;
-                }
-            },
-        );
+        average(&self.geometry, |position| Self::factor(&self.counts, position), x[0], y);
     }
 
     fn vjp(
@@ -311,18 +294,7 @@ impl Operator for AveragePool {
         _work: &mut [f32],
     ) {
         let Some(dx) = dx[0].as_deref_mut() else { return };
-        let channels = self.geometry.input_channels;
-        visit(
-            &self.geometry,
-            &mut (dx, 0.0),
-            |(_, factor), _, position| *factor = Self::factor(&self.counts, position),
-            |(dx, factor), o, _, i| {
-                for (dx, dy) in dx[i..i + channels].iter_mut().zip(&dy[o..o + channels]) {
-                    *dx += dy * *factor;
-                }
-            },
-            |_, _| {},
-        );
+        average_gradient(&self.geometry, |position| Self::factor(&self.counts, position), dy, dx);
     }
 
     fn row_window(&self, rows: usize) -> Option<RowWindow> {

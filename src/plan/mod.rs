@@ -4,7 +4,9 @@
 //! [`Plan`] is a part of a program (from some slots to one slot, with or without a backward pass) with every buffer at
 //! a fixed place in an arena.
 
+mod again;
 mod arena;
+mod builder;
 mod lower;
 mod program;
 mod schedule;

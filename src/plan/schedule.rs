@@ -3,17 +3,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::arena::{Buffer, place};
-use super::program::{PlanError, Program, SlotId, Step, StepKind};
+use super::builder::Builder;
+use super::program::{PlanError, Program, SlotId};
 use crate::graph::Foreign;
 use crate::lora::{SharedLayer, SiteStep, SiteWeights};
-use crate::ops::{Held, Keeps, MAX_INPUTS, MAX_WEIGHTS, Operator, WeightGradients, Weighted, Weights};
+use crate::ops::{Held, MAX_INPUTS, MAX_WEIGHTS, Operator, WeightGradients, Weighted, Weights};
 
 /// A place in the arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Region {
-    offset: usize,
-    len: usize,
+    pub(super) offset: usize,
+    pub(super) len: usize,
 }
 
 impl Region {
@@ -24,7 +24,7 @@ impl Region {
 }
 
 #[derive(Clone, Debug)]
-enum Kind {
+pub(super) enum Kind {
     Op(Arc<dyn Operator>),
     Site(usize, Box<SiteStep>),
     Shared(usize, Arc<SharedLayer>),
@@ -33,41 +33,49 @@ enum Kind {
 }
 
 #[derive(Clone, Debug)]
-struct Forward {
-    node: String,
-    kind: Kind,
-    x: Vec<Region>,
-    y: Vec<Region>,
-    saved: Region,
-    work: Region,
+pub(super) struct Forward {
+    pub(super) node: String,
+    pub(super) kind: Kind,
+    pub(super) x: Vec<Region>,
+    pub(super) y: Vec<Region>,
+    pub(super) saved: Region,
+    pub(super) work: Region,
 }
 
 #[derive(Clone, Debug)]
-struct Backward {
-    step: usize,
-    x: [Region; MAX_INPUTS],
-    y: Region,
-    dy: Region,
-    dx: [Option<Region>; MAX_INPUTS],
+pub(super) struct Backward {
+    pub(super) step: usize,
+    pub(super) x: [Region; MAX_INPUTS],
+    pub(super) y: Region,
+    pub(super) dy: Region,
+    pub(super) dx: [Option<Region>; MAX_INPUTS],
     /// Gradients that get their first term here.
-    clear: [bool; MAX_INPUTS],
-    work: Region,
+    pub(super) clear: [bool; MAX_INPUTS],
+    pub(super) work: Region,
+}
+
+/// A step of the way back.
+#[derive(Clone, Debug)]
+pub(super) enum Return {
+    /// Computes a value again that was not kept.
+    Again(Forward),
+    Back(Backward),
 }
 
 /// Steps from some slots to others, placed in one arena.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    forward: Vec<Forward>,
-    backward: Vec<Backward>,
-    inputs: Vec<Region>,
-    outputs: Vec<Region>,
-    seed: Region,
-    arena_len: usize,
-    accumulators: Vec<Range<usize>>,
-    saved_len: usize,
-    arena_bound: usize,
-    multiply_adds: u64,
-    backward_multiply_adds: u64,
+    pub(super) forward: Vec<Forward>,
+    pub(super) backward: Vec<Return>,
+    pub(super) inputs: Vec<Region>,
+    pub(super) outputs: Vec<Region>,
+    pub(super) seed: Region,
+    pub(super) arena_len: usize,
+    pub(super) accumulators: Vec<Range<usize>>,
+    pub(super) saved_len: usize,
+    pub(super) arena_bound: usize,
+    pub(super) multiply_adds: u64,
+    pub(super) backward_multiply_adds: u64,
 }
 
 impl Plan {
@@ -165,25 +173,29 @@ impl Plan {
                 }
                 continue;
             }
-            let at = |i: usize| step.x.get(i).copied().unwrap_or_default().range();
-            let ranges = [at(0), at(1), at(2), step.y[0].range(), step.saved.range(), step.work.range()];
-            let [x0, x1, x2, y, saved, work] =
-                arena.get_disjoint_mut(ranges).expect("the arena keeps live buffers apart");
-            match &step.kind {
-                Kind::Op(op) => {
-                    let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
-                    op.forward(&x[..step.x.len()], y, saved, work);
-                }
-                Kind::Site(index, site) => site.forward(&sites[*index], x0, y, saved, work),
-                Kind::Shared(index, layer) => layer.forward(&sites[*index], x0, y, work),
-                Kind::Weighted(op, of) => {
-                    let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
-                    op.forward_with(&weights(sites, of), &x[..step.x.len()], y, saved, work);
-                }
-                Kind::Foreign(_) => {}
-            }
+            self.compute(step, sites, arena);
         }
         Ok(())
+    }
+
+    /// One step that is not of the other engine.
+    fn compute(&self, step: &Forward, sites: &[SiteWeights], arena: &mut [f32]) {
+        let at = |i: usize| step.x.get(i).copied().unwrap_or_default().range();
+        let ranges = [at(0), at(1), at(2), step.y[0].range(), step.saved.range(), step.work.range()];
+        let [x0, x1, x2, y, saved, work] = arena.get_disjoint_mut(ranges).expect("the arena keeps live buffers apart");
+        match &step.kind {
+            Kind::Op(op) => {
+                let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
+                op.forward(&x[..step.x.len()], y, saved, work);
+            }
+            Kind::Site(index, site) => site.forward(&sites[*index], x0, y, saved, work),
+            Kind::Shared(index, layer) => layer.forward(&sites[*index], x0, y, work),
+            Kind::Weighted(op, of) => {
+                let x: [&[f32]; MAX_INPUTS] = [x0, x1, x2];
+                op.forward_with(&weights(sites, of), &x[..step.x.len()], y, saved, work);
+            }
+            Kind::Foreign(_) => {}
+        }
     }
 
     /// Output `index`, after [`Plan::forward`].
@@ -213,6 +225,13 @@ impl Plan {
     /// If a slice is shorter than the plan says.
     pub fn backward(&self, sites: &[SiteWeights], arena: &mut [f32], accumulators: &mut [f32]) {
         for back in &self.backward {
+            let back = match back {
+                Return::Again(step) => {
+                    self.compute(step, sites, arena);
+                    continue;
+                }
+                Return::Back(back) => back,
+            };
             let step = &self.forward[back.step];
             // A gradient that gets its first term here is written, by an operator with one input, or cleared before.
             let written = back.clear[0] && step.x.len() == 1 && !matches!(step.kind, Kind::Weighted(..));
@@ -274,260 +293,4 @@ fn weights<'a>(sites: &'a [SiteWeights], of: &[Option<usize>; MAX_WEIGHTS]) -> W
         held => Some(held),
     };
     of.map(|site| site.and_then(held))
-}
-
-/// What a buffer is for, while lifetimes are collected.
-struct Builder<'a> {
-    program: &'a Program,
-    from: &'a [SlotId],
-    to: &'a [SlotId],
-    training: bool,
-    /// Steps of the program that this plan runs.
-    steps: Vec<usize>,
-    buffers: Vec<Buffer>,
-}
-
-impl<'a> Builder<'a> {
-    fn new(program: &'a Program, from: &'a [SlotId], to: &'a [SlotId], training: bool) -> Self {
-        let mut wanted = vec![false; program.slots.len()];
-        to.iter().for_each(|s| wanted[*s] = true);
-        let mut steps = Vec::new();
-        for (index, step) in program.steps.iter().enumerate().rev() {
-            if step.y.iter().any(|y| wanted[*y] && !from.contains(y)) {
-                steps.push(index);
-                step.x.iter().for_each(|x| wanted[*x] = true);
-            }
-        }
-        steps.reverse();
-        Self { program, from, to, training, steps, buffers: Vec::new() }
-    }
-
-    fn buffer(&mut self, len: usize, first: usize, last: usize) -> usize {
-        self.buffers.push(Buffer { len, first, last });
-        self.buffers.len() - 1
-    }
-
-    fn build(mut self) -> Result<Plan, PlanError> {
-        let program = self.program;
-        let count = self.steps.len();
-        let forward_at = |i: usize| i + 1;
-        let loss_at = count + 1;
-        let backward_at = |i: usize| loss_at + 1 + (count - 1 - i);
-        let gradient_at = program.gradient_slots(self.to[0]);
-        let passes = |step: &Step, k: usize| gradient_at[step.x[k]] && Program::differentiates(step, k);
-        let slots = program.slots.len();
-        let back: Vec<bool> =
-            self.steps.iter().map(|s| self.training && program.steps[*s].y.iter().any(|y| gradient_at[*y])).collect();
-        if self.training && !back.iter().any(|b| *b) {
-            return Err(PlanError::NoSite);
-        }
-
-        // What is kept, and so which activations can read their mask from their output.
-        let mut kept = vec![false; slots];
-        for (i, s) in self.steps.iter().enumerate() {
-            let step = &program.steps[*s];
-            if back[i] {
-                if matches!(step.kind, StepKind::Foreign(_)) {
-                    return Err(PlanError::NoGradient { node: step.node.clone(), op: step.op_type.clone() });
-                }
-                let keeps = program.keeps(step, false);
-                step.x.iter().zip(keeps.x).for_each(|(x, k)| kept[*x] |= k);
-                step.y.iter().for_each(|y| kept[*y] |= keeps.y);
-            }
-        }
-        let resolved: Vec<(Kind, Keeps)> = self
-            .steps
-            .iter()
-            .enumerate()
-            .map(|(i, s)| {
-                let step = &program.steps[*s];
-                let output_kept = back[i] && kept[step.y[0]];
-                let keeps = if back[i] { program.keeps(step, output_kept) } else { Keeps::default() };
-                let kind = match &step.kind {
-                    StepKind::Op(op) => Kind::Op(op.clone()),
-                    StepKind::Weighted(op, of) => Kind::Weighted(op.clone(), *of),
-                    StepKind::Masked(op) => Kind::Op(if output_kept { op.output.clone() } else { op.bits.clone() }),
-                    StepKind::Site(site) => {
-                        let mut own = program.sites[*site].clone();
-                        own.set_output_kept(output_kept);
-                        Kind::Site(*site, Box::new(own))
-                    }
-                    StepKind::Shared(index, layer) => Kind::Shared(*index, layer.clone()),
-                    StepKind::Foreign(foreign) => Kind::Foreign(foreign.clone()),
-                };
-                (kind, keeps)
-            })
-            .collect();
-
-        // Lifetimes of values and of their gradients.
-        let mut life: Vec<Option<(usize, usize)>> = vec![None; slots];
-        let mut gradient_life: Vec<Option<(usize, usize)>> = vec![None; slots];
-        let touch = |life: &mut Option<(usize, usize)>, at: usize| {
-            let (first, last) = life.unwrap_or((at, at));
-            *life = Some((first.min(at), last.max(at)));
-        };
-        self.from.iter().for_each(|s| touch(&mut life[*s], 0));
-        for (i, s) in self.steps.iter().enumerate() {
-            let step = &program.steps[*s];
-            let keeps = resolved[i].1;
-            for (k, x) in step.x.iter().enumerate() {
-                touch(&mut life[*x], forward_at(i));
-                if back[i] {
-                    if keeps.x.get(k).copied().unwrap_or(false) {
-                        touch(&mut life[*x], backward_at(i));
-                    }
-                    if passes(step, k) {
-                        touch(&mut gradient_life[*x], backward_at(i));
-                    }
-                }
-            }
-            for y in &step.y {
-                touch(&mut life[*y], forward_at(i));
-                if back[i] && gradient_at[*y] {
-                    touch(&mut gradient_life[*y], backward_at(i));
-                    if keeps.y {
-                        touch(&mut life[*y], backward_at(i));
-                    }
-                }
-            }
-        }
-        for to in self.to {
-            touch(&mut life[*to], loss_at);
-        }
-        if self.training {
-            touch(&mut gradient_life[self.to[0]], loss_at);
-        }
-
-        let mut saved_len: usize = 0;
-        let value: Vec<Option<usize>> =
-            (0..slots).map(|s| life[s].map(|(first, last)| self.buffer(program.slots[s], first, last))).collect();
-        let gradient: Vec<Option<usize>> = (0..slots)
-            .map(|s| gradient_life[s].map(|(first, last)| self.buffer(program.slots[s], first, last)))
-            .collect();
-        let mut extra = Vec::new();
-        for (i, (kind, keeps)) in resolved.iter().enumerate() {
-            let (forward, backward) = match kind {
-                Kind::Op(op) => (op.forward_work(), op.vjp_work()),
-                Kind::Weighted(op, _) => (op.forward_work(), op.vjp_work()),
-                Kind::Site(_, site) => (site.forward_work(), site.vjp_work()),
-                Kind::Shared(_, layer) => (layer.forward_work(), 0),
-                Kind::Foreign(_) => (0, 0),
-            };
-            let saved = self.buffer(keeps.saved, forward_at(i), if back[i] { backward_at(i) } else { forward_at(i) });
-            let forward = self.buffer(forward, forward_at(i), forward_at(i));
-            let backward = if back[i] { self.buffer(backward, backward_at(i), backward_at(i)) } else { saved };
-            saved_len += keeps.saved;
-            extra.push((saved, forward, backward));
-        }
-        saved_len += (0..slots)
-            .filter(|s| life[*s].is_some_and(|(_, last)| last > loss_at))
-            .map(|s| program.slots[s])
-            .sum::<usize>();
-
-        let arena_bound = self.bound(&resolved);
-        let (offsets, arena_len) = place(&self.buffers);
-        // Asked for once here, where a refusal is an error: elsewhere it would end the process.
-        let bytes = arena_len.saturating_mul(size_of::<f32>());
-        Vec::<f32>::new().try_reserve_exact(arena_len).map_err(|_| PlanError::Memory { bytes })?;
-        let region = |buffer: usize| Region {
-            offset: if self.buffers[buffer].len == 0 { 0 } else { offsets[buffer] },
-            len: self.buffers[buffer].len,
-        };
-        let of = |slot: SlotId| value[slot].map(region).unwrap_or_default();
-        let gradient_of = |slot: SlotId| gradient[slot].map(region).unwrap_or_default();
-
-        let mut backward = Vec::new();
-        let mut started = vec![false; slots];
-        started[self.to[0]] = true;
-        for i in (0..count).rev().filter(|i| back[*i]) {
-            let step = &program.steps[self.steps[i]];
-            let keeps = resolved[i].1;
-            let mut out = Backward {
-                step: i,
-                x: [Region::default(); MAX_INPUTS],
-                y: if keeps.y { of(step.y[0]) } else { Region::default() },
-                dy: gradient_of(step.y[0]),
-                dx: [None; MAX_INPUTS],
-                clear: [false; MAX_INPUTS],
-                work: region(extra[i].2),
-            };
-            for (k, x) in step.x.iter().enumerate().take(MAX_INPUTS) {
-                if keeps.x[k] {
-                    out.x[k] = of(*x);
-                }
-                if passes(step, k) {
-                    out.dx[k] = Some(gradient_of(*x));
-                    out.clear[k] = !started[*x];
-                    started[*x] = true;
-                }
-            }
-            backward.push(out);
-        }
-        let multiply_adds = self.steps.iter().map(|s| program.steps[*s].multiply_adds).sum();
-        let backward_multiply_adds = backward
-            .iter()
-            .map(|back| {
-                let inputs = back.dx.iter().flatten().count() as u64;
-                let forward = program.steps[self.steps[back.step]].multiply_adds;
-                match &resolved[back.step].0 {
-                    Kind::Site(_, site) => site.multiply_adds().1 + inputs * forward,
-                    Kind::Weighted(..) => (1 + inputs) * forward,
-                    _ => inputs * forward,
-                }
-            })
-            .sum();
-        let forward = resolved
-            .into_iter()
-            .enumerate()
-            .map(|(i, (kind, _))| {
-                let step = &program.steps[self.steps[i]];
-                Forward {
-                    node: step.node.clone(),
-                    kind,
-                    x: step.x.iter().map(|x| of(*x)).collect(),
-                    y: step.y.iter().map(|y| of(*y)).collect(),
-                    saved: region(extra[i].0),
-                    work: region(extra[i].1),
-                }
-            })
-            .collect();
-        let mut at = 0;
-        let accumulators = program
-            .sites
-            .iter()
-            .map(|site| {
-                let start = at;
-                at += site.accumulators();
-                start..at
-            })
-            .collect();
-        Ok(Plan {
-            forward,
-            backward,
-            inputs: self.from.iter().map(|s| of(*s)).collect(),
-            outputs: self.to.iter().map(|s| of(*s)).collect(),
-            seed: gradient_of(self.to[0]),
-            arena_len,
-            accumulators,
-            saved_len,
-            arena_bound,
-            multiply_adds,
-            backward_multiply_adds,
-        })
-    }
-
-    /// [`Plan::arena_bound`], of the steps with what they keep.
-    fn bound(&self, resolved: &[(Kind, Keeps)]) -> usize {
-        let program = self.program;
-        let mut saved = vec![false; program.slots.len()];
-        let mut pair = 0;
-        for (s, (_, keeps)) in self.steps.iter().zip(resolved) {
-            let step = &program.steps[*s];
-            for (k, x) in step.x.iter().enumerate() {
-                saved[*x] |= step.kind.is_adapted() && keeps.x.get(k).copied().unwrap_or(false);
-                pair = pair.max(program.slots[*x] + program.slots[step.y[0]]);
-            }
-        }
-        pair + program.slots.iter().zip(saved).filter(|(_, saved)| *saved).map(|(len, _)| len).sum::<usize>()
-    }
 }
