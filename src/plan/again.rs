@@ -13,6 +13,9 @@ pub(super) const ENOUGH: f64 = 1.27;
 /// The most multiply-adds of a step that may be computed again, as a share of those without.
 const COST: f64 = 0.15;
 
+/// The largest values that are looked at: a plan has to be made in a moment.
+const CANDIDATES: usize = 512;
+
 /// A value of an element-wise step counts as that many multiply-adds.
 const VALUE_COST: u64 = 4;
 
@@ -25,9 +28,12 @@ pub(super) fn choose(builder: &Builder, whole: &Layout, enough: f64) -> Option<L
     let budget = (COST * cost(builder, whole, |event| !matches!(event, Event::Again(_)))) as u64;
     let again = |layout: &Layout| cost(builder, layout, |event| matches!(event, Event::Again(_))) as u64;
     let mut dropped = vec![false; program.slots.len()];
+    let mut kept: Vec<usize> = (0..dropped.len()).filter(|s| builder.kept[*s] && program.slots[*s] > 0).collect();
+    kept.sort_by_key(|slot| std::cmp::Reverse(program.slots[*slot]));
+    kept.truncate(CANDIDATES);
     // Each by itself: what it costs for a value less.
     let mut candidates: Vec<(f64, usize)> = Vec::new();
-    for slot in (0..dropped.len()).filter(|slot| builder.kept[*slot] && program.slots[*slot] > 0) {
+    for slot in kept {
         dropped[slot] = true;
         if let Some(layout) = builder.layout(&dropped) {
             candidates.push((again(&layout) as f64 / program.slots[slot] as f64, slot));
@@ -53,7 +59,7 @@ pub(super) fn choose(builder: &Builder, whole: &Layout, enough: f64) -> Option<L
     best
 }
 
-/// Multiply-adds of those events; on the way back a step has those of the way there, for each of its inputs.
+/// Multiply-adds of those events; a step on the way back counts as it does on the way there.
 fn cost(builder: &Builder, layout: &Layout, counts: impl Fn(&Event) -> bool) -> f64 {
     let one = |event: &Event| match event {
         Event::Forward(i) | Event::Again(i) | Event::Back(i) => {

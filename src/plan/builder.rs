@@ -6,6 +6,9 @@ use super::program::{PlanError, Program, SlotId, Step, StepKind};
 use super::schedule::{Backward, Forward, Kind, Plan, Region, Return};
 use crate::ops::{Keeps, MAX_INPUTS};
 
+/// Steps one behind the other that are computed again for one value, at most.
+const DEPTH: usize = 64;
+
 /// What happens, one after the other; indices are those of [`Builder::steps`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
@@ -196,7 +199,7 @@ impl<'a> Builder<'a> {
             let outputs = step.y.iter().filter(|y| keeps.y && self.gradient_at[**y]).copied();
             let read: Vec<SlotId> = inputs.chain(outputs).collect();
             for slot in &read {
-                lives.provide(*slot)?;
+                lives.provide(*slot, DEPTH)?;
             }
             lives.events.push(Event::Back(i));
             let now = lives.events.len();
@@ -367,15 +370,15 @@ impl Lives<'_, '_> {
         touch(if there { &mut self.value[slot] } else { &mut self.again[slot] }, at);
     }
 
-    /// Computes `slot` again, and before it what that reads, unless it is there.
-    fn provide(&mut self, slot: SlotId) -> Option<()> {
+    /// Computes `slot` again, and before it what that reads, unless it is there; `depth` steps are allowed for that.
+    fn provide(&mut self, slot: SlotId, depth: usize) -> Option<()> {
         if self.is_there(slot) || self.again[slot].is_some() {
             return Some(());
         }
-        let producer = self.of.producer[slot]?;
+        let producer = self.of.producer[slot].filter(|_| depth > 0)?;
         let step = self.of.step(producer);
         for x in &step.x {
-            self.provide(*x)?;
+            self.provide(*x, depth - 1)?;
         }
         self.events.push(Event::Again(producer));
         let now = self.events.len();
