@@ -240,7 +240,7 @@ mod binary {
     fn first_checkpoint(scene: &Scene, child: &mut Child) {
         let started = Instant::now();
         while !scene.path("run/adapt.checkpoint").exists() && child.try_wait().unwrap().is_none() {
-            assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint");
+            assert!(started.elapsed() < scene::PATIENCE, "no checkpoint");
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// A run that has not ended by then went on to train where it should have failed.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The model of our own.
 pub(crate) fn kws() -> PathBuf {
