@@ -16,7 +16,7 @@ const COST: f64 = 0.15;
 /// The largest values that are looked at: a plan has to be made in a moment.
 const CANDIDATES: usize = 512;
 
-/// A value of an element-wise step counts as that many multiply-adds.
+/// A value that is written counts as that many multiply-adds.
 const VALUE_COST: u64 = 4;
 
 /// The layout with fewer values kept, where `whole` has more than `enough` at one time.

@@ -24,7 +24,7 @@ pub(super) enum Event {
 pub(super) struct Layout {
     /// Event n happens at time n + 1; the inputs are there at time 0.
     pub(super) events: Vec<Event>,
-    pub(super) buffers: Vec<Buffer>,
+    buffers: Vec<Buffer>,
     /// Buffer of each slot on the way there.
     value: Vec<Option<usize>>,
     /// Buffer of each slot on the way back, where it is another: the value is computed again.
@@ -61,7 +61,7 @@ pub(super) struct Builder<'a> {
     to: &'a [SlotId],
     training: bool,
     /// Steps of the program that this plan runs.
-    pub(super) steps: Vec<usize>,
+    steps: Vec<usize>,
     /// Of each: whether it runs on the way back, how it runs, and what it keeps for that.
     back: Vec<bool>,
     resolved: Vec<(Kind, Keeps)>,

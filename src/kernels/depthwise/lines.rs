@@ -49,6 +49,13 @@ impl Axis {
     }
 }
 
+impl Axis {
+    /// Whether one piece has all outputs and reads one position of padding at each end.
+    fn is_whole(self) -> bool {
+        (1..=LONGEST).contains(&self.count) && self.read == self.count && self.pad == 1
+    }
+}
+
 impl Depthwise<'_> {
     /// Does the whole of it, or says that it is not of this kind.
     pub(super) fn lines(&self, to: &mut [f32]) -> bool {
@@ -72,6 +79,7 @@ impl Depthwise<'_> {
                     (2, 2) => self.pieces::<2, 2>(rows, columns, to),
                     (2, 3) => self.pieces::<2, 3>(rows, columns, to),
                     (3, 2) => self.pieces::<3, 2>(rows, columns, to),
+                    (3, 3) if columns.is_whole() => self.whole_rows(rows, columns, to),
                     (3, 3) => self.pieces::<3, 3>(rows, columns, to),
                     _ => self.pieces::<5, 5>(rows, columns, to),
                 }
@@ -140,13 +148,25 @@ impl Depthwise<'_> {
         count: usize,
         to: &mut [f32],
     ) {
-        // A row in one piece, with a column of padding at each end, reads that in vain.
-        let whole = KY == 3 && KX == 3 && columns.pad == 1 && columns.read == T && columns.count == T;
-        if whole {
-            Pieces::<KY, KX, T, true> { of: self, rows, columns, first, count, to }.dispatch();
-        } else {
-            Pieces::<KY, KX, T, false> { of: self, rows, columns, first, count, to }.dispatch();
+        Pieces::<KY, KX, T, false> { of: self, rows, columns, first, count, to }.dispatch();
+    }
+
+    /// Rows of 3 x 3 that are one piece and have a column of padding at each end, which would be read in vain.
+    fn whole_rows(&self, rows: Axis, columns: Axis, to: &mut [f32]) {
+        match columns.count {
+            1 => self.whole_row::<1>(rows, columns, to),
+            2 => self.whole_row::<2>(rows, columns, to),
+            3 => self.whole_row::<3>(rows, columns, to),
+            4 => self.whole_row::<4>(rows, columns, to),
+            5 => self.whole_row::<5>(rows, columns, to),
+            6 => self.whole_row::<6>(rows, columns, to),
+            7 => self.whole_row::<7>(rows, columns, to),
+            _ => self.whole_row::<8>(rows, columns, to),
         }
+    }
+
+    fn whole_row<const T: usize>(&self, rows: Axis, columns: Axis, to: &mut [f32]) {
+        Pieces::<3, 3, T, true> { of: self, rows, columns, first: 0, count: 1, to }.dispatch();
     }
 }
 
