@@ -413,13 +413,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let automatic = args.training.automatic();
     let Trained { adapter, conducted } = train_adapter(&model, adapter, &config, automatic, material, threads, &watch)?;
 
+    // Before it is measured: a signal from here on costs the report only.
+    model.write_adapter(&args.out, &adapter)?;
     let session = model.session(Some(&adapter))?;
     let after = session.evaluate(model.labels(), measured)?;
     let guard = match (&guard, guard_before) {
         (Some(g), Some(before)) => Some(BeforeAfter { before, after: session.evaluate(model.labels(), g)? }),
         _ => None,
     };
-    model.write_adapter(&args.out, &adapter)?;
     watch.finish()?;
     let Conducted { report: fit, rate, trials, watched } = conducted;
     let outcome = Outcome {

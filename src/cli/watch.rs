@@ -188,6 +188,8 @@ impl Watch {
         splits: Splits,
     ) -> anyhow::Result<Conducted> {
         let mut run = Run::new(trainer, config, automatic, splits)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        interrupt(&stop)?;
         let mut watched = Watched::default();
         let mut book = None;
         if let Some((folder, every)) = &self.checkpoint {
@@ -204,8 +206,6 @@ impl Watch {
         for limit in governor.blind() {
             report::note(&format!("this machine does not say its {limit}: the limit has no effect"));
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        let on_signal = interrupt(&stop)?;
         let bar = ProgressBar::no_length();
         let style = ProgressStyle::with_template("{msg:24} {bar:32} {pos}/{len} steps, {elapsed}");
         bar.set_style(style.context("the progress bar's template")?);
@@ -238,9 +238,8 @@ impl Watch {
             }
         })?;
         bar.finish_and_clear();
-        for id in on_signal {
-            signal_hook::low_level::unregister(id);
-        }
+        // From here on a signal ends the program.
+        stop.store(true, Ordering::Relaxed);
         let reason = match &end {
             End::Done => None,
             End::Signal => Some("it was told to".to_owned()),
@@ -342,15 +341,12 @@ fn rest(wait: Duration, stop: &AtomicBool) {
     }
 }
 
-/// The first Ctrl-C ends training at the next step; a second one ends the process.
-pub(super) fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<Vec<signal_hook::SigId>> {
-    let mut ids = Vec::new();
+/// The first Ctrl-C or SIGTERM sets `stop`; one that comes when it is set ends the process.
+pub(super) fn interrupt(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let register = || -> std::io::Result<[signal_hook::SigId; 2]> {
-            let hard = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
-            Ok([hard, signal_hook::flag::register(signal, stop.clone())?])
-        };
-        ids.extend(register().context("cannot listen for Ctrl-C")?);
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .context("cannot listen for Ctrl-C")?;
     }
-    Ok(ids)
+    Ok(())
 }
