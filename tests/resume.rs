@@ -307,9 +307,13 @@ mod binary {
         assert_eq!(slow.get("ended_by"), None);
 
         let endless = line.replace("--epochs 4", "--epochs 1000000 --patience 1000000");
-        let short = scene.json(&format!("{endless} --out short --max-seconds 2"));
-        assert_eq!((&short["ended_by"], &short["cancelled"]), (&"time".into(), &true.into()));
-        assert!(short["steps"].as_u64() > Some(0));
+        // Reading the model takes seconds under emulation.
+        let some_steps = [2, 20, 200].into_iter().any(|seconds| {
+            let short = scene.json(&format!("{endless} --out short --max-seconds {seconds}"));
+            assert_eq!((&short["ended_by"], &short["cancelled"]), (&"time".into(), &true.into()));
+            short["steps"].as_u64() > Some(0)
+        });
+        assert!(some_steps);
         let small = scene.json(&format!("{line} --out small --max-memory-mib 1"));
         assert_eq!((&small["ended_by"], &small["steps"]), (&"memory".into(), &0.into()));
 
