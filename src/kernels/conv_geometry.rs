@@ -117,6 +117,13 @@ impl ConvGeometry {
         [reach(0, rows), reach(1, self.output[1])]
     }
 
+    /// The first of the input rows that output rows from `row` on read, if `window` has no padding in it.
+    pub fn inside(&self, row: usize, window: [usize; 2]) -> Option<usize> {
+        let first = (row * self.stride[0]).checked_sub(self.pads_begin[0])?;
+        let fits = first + window[0] <= self.input[0] && self.pads_begin[1] == 0 && window[1] <= self.input[1];
+        fits.then_some(first)
+    }
+
     /// Writes what output rows from `row` on read to `plane [window, input_channels]`, padding as zero.
     pub fn pad_window(&self, x: &[f32], row: usize, window: [usize; 2], plane: &mut [f32]) {
         let (channels, width) = (self.input_channels, self.input[1]);

@@ -92,14 +92,14 @@ fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
 
 /// The leading values, padded with zeros where fewer are left than a vector has.
 #[inline(always)]
-fn load<I: Isa>(isa: I, x: &[f32]) -> I::F32 {
+pub(super) fn load<I: Isa>(isa: I, x: &[f32]) -> I::F32 {
     let ops = isa.f32();
     if x.len() >= ops.len() { ops.load(x) } else { ops.load_pad(x).0 }
 }
 
 /// Writes as many values of `new` as there is room for.
 #[inline(always)]
-fn store<I: Isa>(isa: I, new: I::F32, y: &mut [f32]) {
+pub(super) fn store<I: Isa>(isa: I, new: I::F32, y: &mut [f32]) {
     let ops = isa.f32();
     if y.len() >= ops.len() {
         ops.store(new, y);

@@ -454,12 +454,24 @@ fn convolve(
     }
 }
 
-/// The patches of whole rows of output positions in the padded plane that they read.
-pub(super) fn plane<'a>(g: &ConvGeometry, x: &[f32], range: std::ops::Range<usize>, work: &'a mut [f32]) -> Matrix<'a> {
+/// The patches of whole rows of output positions in the padded plane that they read: x itself where it needs no padding.
+pub(super) fn plane<'a>(
+    g: &ConvGeometry,
+    x: &'a [f32],
+    range: std::ops::Range<usize>,
+    work: &'a mut [f32],
+) -> Matrix<'a> {
+    let row = range.start / g.output[1];
     let window = g.window(range.len() / g.output[1]);
-    let line = window[1] * g.input_channels;
-    let values = &mut work[..window[0] * line];
-    g.pad_window(x, range.start / g.output[1], window, values);
+    let (values, width) = match g.inside(row, window) {
+        Some(first) => (&x[first * g.input[1] * g.input_channels..], g.input[1]),
+        None => {
+            let values = &mut work[..window[0] * window[1] * g.input_channels];
+            g.pad_window(x, row, window, values);
+            (&*values, window[1])
+        }
+    };
+    let line = width * g.input_channels;
     let rows = Walk { inner: g.output[1], step: g.stride[1] * g.input_channels, jump: g.stride[0] * line };
     let columns = Walk { inner: g.kernel[1] * g.input_channels, step: 1, jump: g.dilation[0] * line };
     Matrix { values, rows, columns }

@@ -138,6 +138,9 @@ impl Operator for Permute {
             }
             PermuteKernel::Transpose { rows, columns, x_column, y_row } => {
                 walk(&self.outer, [0; 2], &mut |[xo, yo]| {
+                    if columns < BLOCK {
+                        return few_columns(rows, columns, &x[xo..], x_column, &mut y[yo..], y_row);
+                    }
                     blocks(rows, columns, |r, rn, c, cn| {
                         for r in r..r + rn {
                             let y = &mut y[yo + r * y_row + c..][..cn];
@@ -182,6 +185,17 @@ impl Operator for Permute {
                     });
                 });
             }
+        }
+    }
+}
+
+/// y\[r, c\] = x\[c, r\] for so few columns, as those of a picture's colours, that the inner loop runs along the rows.
+fn few_columns(rows: usize, columns: usize, x: &[f32], x_column: usize, y: &mut [f32], y_row: usize) {
+    for r in (0..rows).step_by(BLOCK * BLOCK) {
+        let rows = (BLOCK * BLOCK).min(rows - r);
+        for c in 0..columns {
+            let y = y[r * y_row + c..].iter_mut().step_by(y_row);
+            y.zip(&x[c * x_column + r..][..rows]).for_each(|(y, x)| *y = *x);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! reads input o · stride + k · dilation − pad (ONNX MaxPool, AveragePool); taps outside the plane are left out.
 //!
 //! - Max: y = max x over the taps; dx\[winner\] += dy. The first of equal taps wins. Not a number wins over every
-//!   number, as in PyTorch. Kept: the winner's tap, one byte an output for up to 256 taps, else one slot.
+//!   number, as in PyTorch. Kept: the winner's tap, see [`crate::kernels::pool`].
 //! - Average: y = Σ x / n; dx += dy / n for each tap. n counts the taps inside the plane, with `count_include_pad` those
 //!   inside plane and padding. Positions that only `ceil_mode` reaches, beyond the end padding, are never counted.
 //! - Lp: y = (Σ |x|ᵖ)^(1/p); dx += dy · sign(x) (|x| / y)^(p − 1), 0 where y is 0 (ONNX LpPool). Kept: x, y.
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::conv_geometry::ConvGeometry;
 use super::rows::{self, Part, RowWindow};
 use super::{Keeps, Operator};
-use crate::kernels::pool::{average, average_gradient};
+use crate::kernels::pool::{average, average_gradient, maximum, maximum_gradient, winners_len};
 
 /// Where the windows of a pool lie; `[height, width]` each.
 ///
@@ -89,43 +89,12 @@ fn visit<S: ?Sized>(
 #[derive(Clone, Debug)]
 pub struct MaxPool {
     geometry: ConvGeometry,
-    /// How far in x each tap lies from the first, padding or not.
-    offsets: Vec<usize>,
 }
 
 impl MaxPool {
-    /// Taps a byte can number.
-    const BYTE: usize = 256;
-
     /// A pool over `window`.
     pub fn new(window: Window) -> Self {
-        let geometry = window.geometry();
-        let taps = (0..window.kernel[0]).flat_map(|ky| (0..window.kernel[1]).map(move |kx| [ky, kx]));
-        let offset = |[ky, kx]: [usize; 2]| {
-            (ky * window.dilation[0] * window.input[1] + kx * window.dilation[1]) * window.channels
-        };
-        Self { offsets: taps.map(offset).collect(), geometry }
-    }
-
-    /// Winners in one slot of `saved`; the winners of an output position start a slot of their own.
-    fn winners_a_slot(&self) -> usize {
-        if self.offsets.len() <= Self::BYTE { 4 } else { 1 }
-    }
-
-    /// Slots of `saved` for an output position.
-    fn slots(&self) -> usize {
-        self.geometry.output_channels.div_ceil(self.winners_a_slot())
-    }
-}
-
-/// Where x wins over y, y = x and the winner is `tap`; its number rides in the bits of a slot, moved and never
-/// calculated with.
-#[inline]
-fn challenge(y: &mut [f32], winner: &mut [f32], x: &[f32], tap: u32) {
-    for ((y, winner), x) in y.iter_mut().zip(winner).zip(x) {
-        let wins = u32::from(*x > *y || x.is_nan()).wrapping_neg();
-        *y = f32::from_bits(x.to_bits() & wins | y.to_bits() & !wins);
-        *winner = f32::from_bits(tap & wins | winner.to_bits() & !wins);
+        Self { geometry: window.geometry() }
     }
 }
 
@@ -135,67 +104,11 @@ impl Operator for MaxPool {
     }
 
     fn keeps(&self) -> Keeps {
-        Keeps { saved: self.geometry.positions() * self.slots(), ..Keeps::default() }
+        Keeps { saved: winners_len(&self.geometry), ..Keeps::default() }
     }
 
-    /// The winners of one output position.
-    fn forward_work(&self) -> usize {
-        self.geometry.output_channels
-    }
-
-    fn forward(&self, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], work: &mut [f32]) {
-        let (x, channels, slots, winners) = (x[0], self.geometry.input_channels, self.slots(), self.winners_a_slot());
-        if self.output_len() == 0 {
-            return;
-        }
-        if saved.is_empty() {
-            visit(
-                &self.geometry,
-                y,
-                |y, o, _| y[o..o + channels].fill(f32::NEG_INFINITY),
-                |y, o, _, i| {
-                    for (y, x) in y[o..o + channels].iter_mut().zip(&x[i..i + channels]) {
-                        *y = if *x > *y || x.is_nan() { *x } else { *y };
-                    }
-                },
-                |_, _| {},
-            );
-            return;
-        }
-        visit(
-            &self.geometry,
-            &mut (y, &mut work[..channels], saved, true),
-            |(_, _, _, first), _, _| *first = true,
-            |(y, winner, _, first), o, tap, i| {
-                let (y, x) = (&mut y[o..o + channels], &x[i..i + channels]);
-                if std::mem::take(first) {
-                    y.copy_from_slice(x);
-                    winner.fill(f32::from_bits(tap as u32));
-                } else {
-                    challenge(y, winner, x, tap as u32);
-                }
-            },
-            |(y, winner, saved, none), o| {
-                if *none {
-                    y[o..o + channels].fill(f32::NEG_INFINITY);
-                    winner.fill(0.0);
-                }
-                let saved = &mut saved[o / channels * slots..][..slots];
-                if winners == 1 {
-                    saved.copy_from_slice(winner);
-                    return;
-                }
-                let (quads, rest) = winner.as_chunks::<4>();
-                for (saved, quad) in saved.iter_mut().zip(quads) {
-                    let [a, b, c, d] = quad.map(f32::to_bits);
-                    *saved = f32::from_bits(a | b << 8 | c << 16 | d << 24);
-                }
-                if let Some(saved) = saved.get_mut(quads.len()) {
-                    let bits = rest.iter().rev().fold(0, |bits, winner| bits << 8 | winner.to_bits());
-                    *saved = f32::from_bits(bits);
-                }
-            },
-        );
+    fn forward(&self, x: &[&[f32]], y: &mut [f32], saved: &mut [f32], _work: &mut [f32]) {
+        maximum(&self.geometry, x[0], y, saved);
     }
 
     fn vjp(
@@ -207,27 +120,8 @@ impl Operator for MaxPool {
         dx: &mut [Option<&mut [f32]>],
         _work: &mut [f32],
     ) {
-        let Some(dx) = dx[0].as_deref_mut() else { return };
-        if self.output_len() == 0 {
-            return;
-        }
-        let g = &self.geometry;
-        let (channels, slots, winners) = (g.input_channels, self.slots(), self.winners_a_slot());
-        let positions = dy.chunks_exact(channels).zip(saved.chunks_exact(slots));
-        for (o, (dy, saved)) in positions.enumerate() {
-            let (oy, ox) = (o / g.output[1], o % g.output[1]);
-            if g.taps(0, oy).is_empty() || g.taps(1, ox).is_empty() {
-                continue;
-            }
-            // Where tap 0 lies; it may lie before the plane, the winner never does.
-            let row = (oy * g.stride[0]).wrapping_sub(g.pads_begin[0]);
-            let column = (ox * g.stride[1]).wrapping_sub(g.pads_begin[1]);
-            let origin = row.wrapping_mul(g.input[1]).wrapping_add(column).wrapping_mul(channels);
-            for (c, dy) in dy.iter().enumerate() {
-                let bits = saved[c / winners].to_bits();
-                let tap = if winners == 1 { bits } else { bits >> (8 * (c % 4)) & 0xff };
-                dx[origin.wrapping_add(self.offsets[tap as usize]).wrapping_add(c)] += dy;
-            }
+        if let Some(dx) = dx[0].as_deref_mut() {
+            maximum_gradient(&self.geometry, saved, dy, dx);
         }
     }
 
@@ -237,7 +131,7 @@ impl Operator for MaxPool {
 
     fn part(&self, rows: usize, range: Range<usize>) -> Part {
         let (_, geometry) = rows::plane_part(&self.geometry, rows, range)?;
-        Some(Arc::new(Self { geometry, offsets: self.offsets.clone() }))
+        Some(Arc::new(Self { geometry }))
     }
 }
 
@@ -489,8 +383,8 @@ mod tests {
     fn an_output_without_taps_has_no_gradient() {
         let window = windows().remove(11);
         let op = MaxPool::new(window.clone());
-        let (mut y, mut saved, mut work) = ([0.0; 4], vec![0.0; op.keeps().saved], vec![0.0; op.forward_work()]);
-        op.forward(&[&[1.0, 2.0, 3.0, 4.0]], &mut y, &mut saved, &mut work);
+        let (mut y, mut saved) = ([0.0; 4], vec![0.0; op.keeps().saved]);
+        op.forward(&[&[1.0, 2.0, 3.0, 4.0]], &mut y, &mut saved, &mut []);
         assert_eq!(y, [1.0, f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY]);
         let mut dx = [0.0; 4];
         op.vjp(&[&[]], &[], &saved, &mut [1.0, 2.0, 3.0, 4.0], &mut [Some(&mut dx)], &mut []);
@@ -511,9 +405,8 @@ mod tests {
             output: [1, 1],
         };
         let (op, x) = (MaxPool::new(window), distinct(2, 900));
-        let (mut y, mut saved, mut work) = ([0.0; 3], [f32::NAN; 3], [f32::NAN; 3]);
-        assert_eq!(op.keeps().saved, 3);
-        op.forward(&[&x], &mut y, &mut saved, &mut work);
+        let (mut y, mut saved) = ([0.0; 3], vec![f32::NAN; op.keeps().saved]);
+        op.forward(&[&x], &mut y, &mut saved, &mut []);
         let mut dx = vec![0.0; 900];
         op.vjp(&[&[]], &[], &saved, &mut [1.0, 2.0, 3.0], &mut [Some(&mut dx)], &mut []);
         for c in 0..3 {
@@ -536,8 +429,8 @@ mod tests {
             output: [1, 1],
         };
         let op = MaxPool::new(window);
-        let (mut y, mut saved) = ([0.0; 2], [f32::NAN; 1]);
-        op.forward(&[&[1.0, 5.0, 1.0, f32::NAN, 1.0, 7.0]], &mut y, &mut saved, &mut [0.0; 2]);
+        let (mut y, mut saved) = ([0.0; 2], vec![f32::NAN; op.keeps().saved]);
+        op.forward(&[&[1.0, 5.0, 1.0, f32::NAN, 1.0, 7.0]], &mut y, &mut saved, &mut []);
         assert_eq!(y[0], 1.0);
         assert!(y[1].is_nan());
         let mut dx = [0.0; 6];
