@@ -233,6 +233,8 @@ fn product(
     let size = Sizes {
         start,
         n,
+        k,
+        from: 0,
         outer: k / inner,
         inner,
         a: a.values,
@@ -248,15 +250,55 @@ fn product(
         generic,
         lanes,
     };
+    if panel == usize::MAX {
+        return tiles(&size, c, m, wide);
+    }
+    // What a tile reads of a panel stays in L1 while the rows go by.
+    let steps = (L1 / panel).max(1);
+    if size.outer == 1 {
+        for piece in even_pieces(size.inner, steps) {
+            let a = a.values.get(piece.start..).unwrap_or_default();
+            tiles(&Sizes { a, inner: piece.len(), ..size.piece(piece) }, c, m, wide);
+        }
+    } else {
+        for piece in even_pieces(size.outer, (steps / inner).max(1)) {
+            let a = a.values.get(piece.start * size.a_jump..).unwrap_or_default();
+            let outer = piece.len();
+            tiles(&Sizes { a, outer, ..size.piece(piece.start * inner..piece.end * inner) }, c, m, wide);
+        }
+    }
+}
+
+/// Values of a panel that stay in an L1 of 32 KiB.
+const L1: usize = 8192;
+
+/// As few ranges of at most `most` as make up `total`, of nearly one length; one empty range of nothing.
+fn even_pieces(total: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let pieces = total.div_ceil(most).max(1);
+    (0..pieces).map(move |piece| total * piece / pieces..total * (piece + 1) / pieces)
+}
+
+/// All of C in tiles.
+fn tiles(size: &Sizes, c: &mut [f32], m: usize, wide: usize) {
+    let lanes = size.lanes;
     let (rows, wide) = match lanes {
         4 if size.is_outer() => (8, 2),
         4 if size.rows_stand_in_fours() => (4, wide),
         _ => (main_rows(lanes), wide),
     };
+    let mut columns = 0..size.n;
+    // Tiles of one row less make up for what is left of the rows: few rows have too few chains of multiply-adds.
+    let less = (rows - m % rows) % rows;
+    if rows == main_rows(lanes) && less > 1 && less * (rows - 1) <= m {
+        columns.start = size.n / (wide * lanes) * (wide * lanes);
+        let main = m - less * (rows - 1);
+        block(size, c, 0..main, 0..columns.start, rows, wide);
+        block(size, c, main..m, 0..columns.start, rows - 1, wide);
+    }
     let mut main = m - m % rows;
-    cover(&size, c, 0..main, rows, wide);
+    cover(size, c, 0..main, columns.clone(), rows, wide);
     if m - main == 7 {
-        cover(&size, c, main..main + 4, 4, wide);
+        cover(size, c, main..main + 4, columns.clone(), 4, wide);
         main += 4;
     }
     let widest = match m - main {
@@ -264,7 +306,7 @@ fn product(
         1..=3 => 4,
         _ => wide,
     };
-    cover(&size, c, main..m, m - main, widest);
+    cover(size, c, main..m, columns, m - main, widest);
 }
 
 /// Vectors of the main tile: with its rows, 12 accumulators of the 16 registers of AVX2, up to 24 of 32 elsewhere.
@@ -278,19 +320,19 @@ fn main_rows(lanes: usize) -> usize {
     if lanes == 4 { 5 } else { 6 }
 }
 
-/// All columns of `rows`, in tiles of `mr` rows: the widest first.
-fn cover(size: &Sizes, c: &mut [f32], rows: Range<usize>, mr: usize, widest: usize) {
+/// All `columns` of `rows`, in tiles of `mr` rows: the widest first.
+fn cover(size: &Sizes, c: &mut [f32], rows: Range<usize>, columns: Range<usize>, mr: usize, widest: usize) {
     if rows.is_empty() {
         return;
     }
-    let (mut j, mut nv) = (0, widest);
+    let (mut j, mut nv) = (columns.start, widest);
     while nv > 0 {
-        let end = j + (size.n - j) / (nv * size.lanes) * (nv * size.lanes);
+        let end = j + (columns.end - j) / (nv * size.lanes) * (nv * size.lanes);
         block(size, c, rows.clone(), j..end, mr, nv);
         j = end;
         nv /= 2;
     }
-    block(size, c, rows, j..size.n, mr, 0);
+    block(size, c, rows, j..columns.end, mr, 0);
 }
 
 /// Tiles of fewer vectors than this take 8 rows.
@@ -411,7 +453,10 @@ impl SimdOp for Lanes {
 struct Sizes<'a> {
     start: Start<'a>,
     n: usize,
-    /// k in two levels.
+    /// Rows of B, and the first of those that are taken now.
+    k: usize,
+    from: usize,
+    /// How many are taken, in two levels.
     outer: usize,
     inner: usize,
     a: &'a [f32],
@@ -461,8 +506,15 @@ impl<'a> Sizes<'a> {
         }
         let first = j / self.panel * self.panel;
         let row = self.panel.min(self.n - first);
-        let k = self.outer * self.inner;
-        Columns { b: self.b.get(first * k + (j - first)..).unwrap_or_default(), row, jump: row * self.inner }
+        let at = first * self.k + self.from * row + (j - first);
+        Columns { b: self.b.get(at..).unwrap_or_default(), row, jump: row * self.inner }
+    }
+
+    /// The steps `piece` of k: C starts with the first and is clamped with the last.
+    fn piece(self, piece: Range<usize>) -> Self {
+        let start = if piece.start == 0 { self.start } else { Start::Add };
+        let clamp = self.clamp.filter(|_| piece.end == self.k);
+        Self { from: piece.start, start, clamp, ..self }
     }
 }
 
@@ -559,7 +611,7 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
 ) {
     let ops = isa.f32();
     let lanes = ops.len();
-    let Sizes { start, outer, inner, a, a_rows, a_col, a_jump, panel, c_row, clamp, .. } = *size;
+    let Sizes { start, k, outer, inner, a, a_rows, a_col, a_jump, panel, c_row, clamp, .. } = *size;
     let Columns { b, row: b_row, jump: b_jump } = columns;
     let mut acc = [[ops.zero(); NV]; MR];
     match start {
@@ -654,7 +706,7 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
             let rows = rows_of::<MR>(a, &bases, s * a_jump, inner);
             for p in 0..inner {
                 for v in 0..NV {
-                    let at = v * lanes / panel * (panel * outer * inner) + v * lanes % panel;
+                    let at = v * lanes / panel * (panel * k) + v * lanes % panel;
                     let bv = ops.load(&b[at + p * b_row..]);
                     for r in 0..MR {
                         acc[r][v] = ops.mul_add(ops.splat(rows[r][p]), bv, acc[r][v]);

@@ -65,13 +65,20 @@ fn agrees_with_the_oracle_for_all_remainders() {
             check(7, 19, k, false, generic);
             check(7, 19, k, true, generic);
         }
+        // Rows that are shared out among tiles of two heights, and more steps than stay in L1.
+        for m in [16, 25, 26, 27, 28, 29, 49] {
+            check(m, 41, 7, false, generic);
+            check(m, 24, 1030, false, generic);
+        }
     }
 }
 
 /// Rows and steps of k in two levels give what the same values written out give.
 #[test]
 fn walks_agree_with_matrices_written_out() {
-    for (m, n, outer, inner) in [(7, 19, 3, 4), (1, 8, 2, 5), (12, 33, 1, 6), (9, 5, 4, 1), (13, 50, 10, 7)] {
+    for (m, n, outer, inner) in
+        [(7, 19, 3, 4), (1, 8, 2, 5), (12, 33, 1, 6), (9, 5, 4, 1), (13, 50, 10, 7), (26, 40, 9, 130)]
+    {
         let k = outer * inner;
         let rows = Walk { inner: 4, step: 3, jump: 29 };
         let columns = Walk { inner, step: 1, jump: 17 };
