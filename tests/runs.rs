@@ -145,8 +145,10 @@ fn interrupted(scene: &Scene, line: &str) -> std::process::Output {
         assert!(started.elapsed() < Duration::from_secs(60), "accentor {line}: never listened for Ctrl-C");
         sleep(Duration::from_millis(5));
     }
-    // Some steps.
-    sleep(Duration::from_millis(300));
+    // Some steps. qemu's user mode catches signals before the program asks for them.
+    let emulated =
+        fs::read_link(format!("/proc/{}/exe", child.id())).is_ok_and(|exe| exe.to_string_lossy().contains("qemu"));
+    sleep(if emulated { Duration::from_secs(60) } else { Duration::from_millis(300) });
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     scene::ended(child, line)
 }
