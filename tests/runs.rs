@@ -2,6 +2,7 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used)]
 
+mod emulation;
 mod scene;
 
 use std::fs;
@@ -146,8 +147,7 @@ fn interrupted(scene: &Scene, line: &str) -> std::process::Output {
         sleep(Duration::from_millis(5));
     }
     // Some steps. qemu's user mode catches signals before the program asks for them.
-    let emulated =
-        fs::read_link(format!("/proc/{}/exe", child.id())).is_ok_and(|exe| exe.to_string_lossy().contains("qemu"));
+    let emulated = emulation::emulated(&child);
     sleep(if emulated { Duration::from_secs(60) } else { Duration::from_millis(300) });
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     scene::ended(child, line)

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod daemon;
+mod emulation;
 mod recording;
 
 use std::io::{self, Write};
@@ -374,8 +375,9 @@ fn nothing_of_a_person_is_where_it_does_not_belong() {
             assert!(Instant::now() < until);
             std::thread::sleep(Duration::from_millis(50));
         }
+        let emulated = emulation::emulated(&process.child);
         let (log, took) = process.end();
-        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(took < Duration::from_secs(if emulated { 60 } else { 2 }), "{took:?}");
         let state = process.folder.path().join("state");
         // The loudest 64 samples of each clip, as 16 bits; first values of features, as they are kept.
         for (clip, _) in &clips {
@@ -531,11 +533,15 @@ fn a_word_is_enrolled_and_forgotten() {
     let mut left = 3;
     for (clip, _) in stops.iter().cycle().take(12) {
         daemon.play(clip);
-        // The daemon looks for clips four times a second.
-        std::thread::sleep(Duration::from_millis(300));
-        for event in daemon.settle() {
-            if let Event::Clip { left: now, .. } = event {
-                left = now;
+        // The daemon looks for clips four times a second, and says of each whether it is taken.
+        let until = Instant::now() + Duration::from_secs(30);
+        let mut said = false;
+        while !said && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+            for event in daemon.settle() {
+                if let Event::Clip { left: now, .. } = event {
+                    (left, said) = (now, true);
+                }
             }
         }
         if left == 0 {

@@ -14,8 +14,8 @@ use accentor::source::{Audio, Sample, resample};
 use accentor::store::{Disk, SystemDisk};
 
 pub(crate) const RATE_HZ: u32 = 16_000;
-/// Nothing here takes longer on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// Nothing here takes longer on a busy machine or under emulation.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 
 /// A config for a model, with everything else in `folder` and sound from a socket there.
 pub(crate) fn config(model: &Path, folder: &Path) -> Config {
