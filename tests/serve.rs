@@ -523,7 +523,9 @@ fn a_word_is_enrolled_and_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let kws = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kws-commands");
     let state = folder.path().join("state");
-    let mut daemon = Running::start(config(&kws, folder.path()));
+    let mut config = config(&kws, folder.path());
+    config.feedback.enrol_seconds = 300.0;
+    let mut daemon = Running::start(config);
     assert!(matches!(
         daemon.handle.ask(Request::Enrol { label: "stopp".into(), count: 3, stream: None }),
         Reply::Refused(_)
