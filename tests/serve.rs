@@ -534,17 +534,18 @@ fn a_word_is_enrolled_and_forgotten() {
     let stops: Vec<_> = clips(&kws.join("demo/us/test")).into_iter().filter(|(_, label)| label == "stop").collect();
     let mut left = 3;
     for (clip, _) in stops.iter().cycle().take(12) {
-        daemon.play(clip);
+        let mut events = daemon.play(clip);
         // The daemon looks for clips four times a second, and says of each whether it is taken.
         let until = Instant::now() + Duration::from_secs(30);
         let mut said = false;
         while !said && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(50));
-            for event in daemon.settle() {
+            for event in events {
                 if let Event::Clip { left: now, .. } = event {
                     (left, said) = (now, true);
                 }
             }
+            std::thread::sleep(Duration::from_millis(50));
+            events = daemon.settle();
         }
         if left == 0 {
             break;
