@@ -537,12 +537,15 @@ fn a_word_is_enrolled_and_forgotten() {
         let mut events = daemon.play(clip);
         // The daemon looks for clips four times a second, and says of each whether it is taken.
         let until = Instant::now() + Duration::from_secs(30);
-        let mut said = false;
-        while !said && Instant::now() < until {
+        loop {
+            let mut said = false;
             for event in events {
                 if let Event::Clip { left: now, .. } = event {
                     (left, said) = (now, true);
                 }
+            }
+            if said || Instant::now() >= until {
+                break;
             }
             std::thread::sleep(Duration::from_millis(50));
             events = daemon.settle();

@@ -47,9 +47,7 @@ impl Axis {
     fn nth_tap(self, i: usize) -> usize {
         if self.back { self.tap - i * self.step } else { i }
     }
-}
 
-impl Axis {
     /// Whether one piece has all outputs and reads one position of padding at each end.
     fn is_whole(self) -> bool {
         (1..=LONGEST).contains(&self.count) && self.read == self.count && self.pad == 1
