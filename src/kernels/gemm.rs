@@ -493,10 +493,11 @@ impl<'a> Sizes<'a> {
         self.a_col > 1 && self.a_rows.step == 1 && self.a_rows.inner.is_multiple_of(4)
     }
 
-    /// Whether steps of k stand in short pieces; NEON takes four of them by lane where they are in fours.
+    /// Whether steps of k stand in short pieces, with four lanes in fours.
     fn gathers(&self) -> bool {
-        let by_lane = self.lanes == 4 && self.inner.is_multiple_of(4);
-        self.outer > 1 && self.inner < 16 && self.outer * self.inner <= PLACES && self.panel != usize::MAX && !by_lane
+        let each = if self.lanes == 4 { 4 } else { 1 };
+        let short = self.inner < 16 && self.outer * self.inner <= PLACES;
+        self.outer > 1 && short && self.panel != usize::MAX && self.inner.is_multiple_of(each)
     }
 
     #[inline(always)]
@@ -534,9 +535,10 @@ impl<const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8> SimdOp 
         let mut places = [0; PLACES];
         if KIND == GATHER {
             let Sizes { outer, inner, a_jump, .. } = *self.size;
+            let each = if isa.f32().len() == 4 { 4 } else { 1 };
             for s in 0..outer {
-                for p in 0..inner {
-                    places[s * inner + p] = s * a_jump + p;
+                for p in 0..inner / each {
+                    places[s * (inner / each) + p] = s * a_jump + each * p;
                 }
             }
         }
@@ -562,6 +564,36 @@ fn lane<I: Isa>(isa: I, x: I::F32, lane: usize) -> I::F32 {
         1 => ops.broadcast_lane::<1>(x),
         2 => ops.broadcast_lane::<2>(x),
         _ => ops.broadcast_lane::<3>(x),
+    }
+}
+
+/// Rows of B that stand one behind the other, by fours, for tiles of `NV` vectors of four lanes.
+#[inline(always)]
+fn four_steps<const NV: usize>(b: &[f32]) -> &[[[f32; 16]; NV]] {
+    b.as_chunks::<16>().0.as_chunks().0
+}
+
+/// Adds four steps of k with four lanes: of `a` a vector a row, of `b` four rows.
+#[inline(always)]
+fn by_lane<I: Isa, const MR: usize, const NV: usize>(
+    isa: I,
+    a: &[I::F32; MR],
+    b: &[f32],
+    acc: &mut [[I::F32; NV]; MR],
+) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    for step in 0..4 {
+        let mut bv = [ops.zero(); NV];
+        for v in 0..NV {
+            bv[v] = ops.load(&b[(step * NV + v) * lanes..]);
+        }
+        for r in 0..MR {
+            let a = lane(isa, a[r], step);
+            for v in 0..NV {
+                acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
+            }
+        }
     }
 }
 
@@ -638,8 +670,21 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
     a_rows.places(i, &mut bases);
     if KIND == GATHER {
         let steps = outer * inner;
-        let rows = rows_of::<MR>(a, &bases, 0, places[steps - 1] + 1);
-        for (place, b) in places[..steps].iter().zip(b[..steps * width].chunks_exact(width)) {
+        // Four steps a place with four lanes, else one.
+        let each = if lanes == 4 { 4 } else { 1 };
+        let count = if lanes == 4 { steps / 4 } else { steps };
+        let rows = rows_of::<MR>(a, &bases, 0, places[count - 1] + each);
+        if lanes == 4 {
+            for (place, b) in places[..count].iter().zip(&four_steps::<NV>(b)[..count]) {
+                let mut av = [ops.zero(); MR];
+                for r in 0..MR {
+                    av[r] = ops.load(&rows[r][*place..]);
+                }
+                by_lane(isa, &av, b.as_flattened(), &mut acc);
+            }
+        }
+        let ones = if lanes == 4 { 0 } else { count };
+        for (place, b) in places[..ones].iter().zip(b[..ones * width].chunks_exact(width)) {
             let mut bv = [ops.zero(); NV];
             for (v, bv) in bv.iter_mut().enumerate() {
                 *bv = ops.load(&b[v * lanes..]);
@@ -662,24 +707,13 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
             for r in 0..MR {
                 fours[r] = &rows[r].as_chunks().0[..quads];
             }
-            for (q, b) in (0..quads).zip(b.chunks_exact(4 * width)) {
+            let steps = &four_steps::<NV>(b)[..quads];
+            for q in 0..quads {
                 let mut av = [ops.zero(); MR];
                 for r in 0..MR {
                     av[r] = ops.load(&fours[r][q]);
                 }
-                for step in 0..4 {
-                    let b = &b[step * width..][..width];
-                    let mut bv = [ops.zero(); NV];
-                    for v in 0..NV {
-                        bv[v] = ops.load(&b[v * lanes..]);
-                    }
-                    for r in 0..MR {
-                        let a = lane(isa, av[r], step);
-                        for v in 0..NV {
-                            acc[r][v] = ops.mul_add(a, bv[v], acc[r][v]);
-                        }
-                    }
-                }
+                by_lane(isa, &av, steps[q].as_flattened(), &mut acc);
             }
             let left = if 4 * quads < inner { &b[4 * quads * width..inner * width] } else { &[] };
             for (p, b) in left.chunks_exact(width).enumerate() {

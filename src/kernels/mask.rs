@@ -1,14 +1,14 @@
 //! Activations of straight pieces (Relu, Clip, LeakyRelu), and the bits that remember on which side of a kink a value was.
 //!
-//! Bit `v` of word `l` belongs to element `v · lanes + l` of its block of `32 · lanes` elements: so bits are gathered and
-//! spread by whole vectors. The words are only moved, never calculated with as floats, and are read on the machine that
-//! wrote them.
+//! The highest bit but `v` of word `l` belongs to element `v · lanes + l` of its block of `32 · lanes` elements: so bits are
+//! gathered and spread by whole vectors, and the next one to read is the sign. The words are only moved, never calculated with
+//! as floats, and are read on the machine that wrote them.
 //!
-//! Where a value is masked in place, zero is added first: otherwise LLVM stores through a mask, which costs some twenty cycles a
-//! vector on AMD's Zen (seen in the profile of a DS-CNN).
+//! Where a value is masked in place on x86-64, zero is added first: otherwise LLVM stores through a mask, which costs some
+//! twenty cycles a vector on AMD's Zen (seen in the profile of a DS-CNN).
 
 use rten_simd::isa::GenericIsa;
-use rten_simd::ops::{BitOps, MaskOps, NumOps};
+use rten_simd::ops::{BitOps, IntOps, MaskOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
 /// Bits of a word.
@@ -114,17 +114,26 @@ trait Map: Copy {
     fn of<I: Isa>(self, isa: I, a: I::F32, b: I::F32, y: I::F32) -> I::F32;
 }
 
-/// `y = map(a, b, y)` for slices of one length. Whole vectors first: their loads need no check.
+/// Vectors of a turn of a loop: NEON loads and stores two with one instruction, and what the loop itself takes counts.
+const TURN: usize = 8;
+
+/// `y = map(a, b, y)` for slices of one length. Whole turns first: their loads need no check.
 #[inline(always)]
 fn map<I: Isa>(isa: I, map: impl Map, a: &[f32], b: &[f32], y: &mut [f32]) {
-    let lanes = isa.f32().len();
-    let (mut a, mut b, mut y) = (a.chunks_exact(lanes), b.chunks_exact(lanes), y.chunks_exact_mut(lanes));
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let turn = TURN * lanes;
+    let (mut a, mut b, mut y) = (a.chunks_exact(turn), b.chunks_exact(turn), y.chunks_exact_mut(turn));
     for ((a, b), y) in (&mut a).zip(&mut b).zip(&mut y) {
-        let new = map.of(isa, isa.f32().load(a), isa.f32().load(b), isa.f32().load(y));
-        isa.f32().store(new, y);
+        let mut new = [ops.zero(); TURN];
+        for v in 0..TURN {
+            let at = v * lanes;
+            new[v] = map.of(isa, ops.load(&a[at..]), ops.load(&b[at..]), ops.load(&y[at..]));
+        }
+        store_turn(isa, new, y);
     }
     let (a, b, y) = (a.remainder(), b.remainder(), y.into_remainder());
-    if !y.is_empty() {
+    for ((a, b), y) in a.chunks(lanes).zip(b.chunks(lanes)).zip(y.chunks_mut(lanes)) {
         store(isa, map.of(isa, load(isa, a), load(isa, b), load(isa, y)), y);
     }
 }
@@ -132,16 +141,35 @@ fn map<I: Isa>(isa: I, map: impl Map, a: &[f32], b: &[f32], y: &mut [f32]) {
 /// [`map`] in place.
 #[inline(always)]
 fn map_in_place<I: Isa>(isa: I, map: impl Map, y: &mut [f32]) {
-    let mut vectors = y.chunks_exact_mut(isa.f32().len());
-    for y in &mut vectors {
-        let value = isa.f32().load(y);
-        isa.f32().store(map.of(isa, value, value, value), y);
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let mut turns = y.chunks_exact_mut(TURN * lanes);
+    for y in &mut turns {
+        let mut new = [ops.zero(); TURN];
+        for v in 0..TURN {
+            let value = ops.load(&y[v * lanes..]);
+            new[v] = map.of(isa, value, value, value);
+        }
+        store_turn(isa, new, y);
     }
-    let y = vectors.into_remainder();
-    if !y.is_empty() {
+    for y in turns.into_remainder().chunks_mut(lanes) {
         let value = load(isa, y);
         store(isa, map.of(isa, value, value, value), y);
     }
+}
+
+#[inline(always)]
+fn store_turn<I: Isa>(isa: I, new: [I::F32; TURN], y: &mut [f32]) {
+    let ops = isa.f32();
+    for v in 0..TURN {
+        ops.store(new[v], &mut y[v * ops.len()..]);
+    }
+}
+
+/// `dy`, so that LLVM does not store it through a mask.
+#[inline(always)]
+fn unmasked<I: Isa>(isa: I, dy: I::F32) -> I::F32 {
+    if cfg!(target_arch = "x86_64") { isa.f32().add(dy, isa.f32().zero()) } else { dy }
 }
 
 /// `value`, or `value · slope` where `open` is not set.
@@ -152,12 +180,22 @@ fn sloped<I: Isa>(isa: I, slope: f32, value: I::F32, open: I::M32) -> I::F32 {
     ops.select(value, off, open)
 }
 
-/// Which elements of the vector whose bit in each word is `bit` are open.
+/// Which elements of the vector whose bits are next are open; then the bits of the one behind it are next.
 #[inline(always)]
-fn open_bits<I: Isa>(isa: I, set: I::I32, bit: i32) -> I::M32 {
+fn take_bits<I: Isa>(isa: I, set: &mut I::I32) -> I::M32 {
     let words = isa.i32();
-    let bits = words.splat(bit);
-    words.eq(words.and(set, bits), bits)
+    let open = words.gt(words.zero(), *set);
+    *set = words.shift_left::<1>(*set);
+    open
+}
+
+/// Puts the bits of a vector behind those that are there.
+#[inline(always)]
+fn put_bits<I: Isa, const HIGH: bool>(isa: I, open: Open, x: I::F32, set: &mut I::I32) {
+    let words = isa.i32();
+    // Where it is open, minus one is taken away.
+    let open = words.select(words.splat(-1), words.zero(), open.holds::<I, HIGH>(isa, x));
+    *set = words.sub(words.shift_left::<1>(*set), open);
 }
 
 struct Save<'a> {
@@ -184,16 +222,19 @@ fn save_bits<I: Isa, const HIGH: bool>(isa: I, save: Save) {
     let (floats, words) = (isa.f32(), isa.i32());
     let lanes = floats.len();
     for (values, saved) in save.values.chunks(BITS * lanes).zip(save.saved.chunks_exact_mut(lanes)) {
-        let (mut set, mut bit) = (words.zero(), 1i32);
-        let mut vectors = values.chunks_exact(lanes);
-        for values in &mut vectors {
-            let open = save.open.holds::<I, HIGH>(isa, floats.load(values));
-            set = words.or(set, words.select(words.splat(bit), words.zero(), open));
-            bit = bit.wrapping_shl(1);
+        let mut set = words.zero();
+        let turns = values.chunks_exact(TURN * lanes);
+        let rest = turns.remainder();
+        for turn in turns {
+            for v in 0..TURN {
+                put_bits::<I, HIGH>(isa, save.open, floats.load(&turn[v * lanes..]), &mut set);
+            }
         }
-        if !vectors.remainder().is_empty() {
-            let open = save.open.holds::<I, HIGH>(isa, load(isa, vectors.remainder()));
-            set = words.or(set, words.select(words.splat(bit), words.zero(), open));
+        for x in rest.chunks(lanes) {
+            put_bits::<I, HIGH>(isa, save.open, load(isa, x), &mut set);
+        }
+        for _ in values.len().div_ceil(lanes)..BITS {
+            set = words.shift_left::<1>(set);
         }
         floats.store(set.reinterpret_cast(), saved);
     }
@@ -213,17 +254,18 @@ impl SimdOp for ByBits<'_> {
         let ops = isa.f32();
         let lanes = ops.len();
         for (dy, saved) in self.dy.chunks_mut(BITS * lanes).zip(self.saved.chunks_exact(lanes)) {
-            let set: I::I32 = ops.load(saved).reinterpret_cast();
-            let mut bit = 1i32;
-            let mut vectors = dy.chunks_exact_mut(lanes);
-            for dy in &mut vectors {
-                let value = ops.add(ops.load(dy), ops.zero());
-                ops.store(sloped(isa, self.slope, value, open_bits(isa, set, bit)), dy);
-                bit = bit.wrapping_shl(1);
+            let mut set: I::I32 = ops.load(saved).reinterpret_cast();
+            let mut turns = dy.chunks_exact_mut(TURN * lanes);
+            for dy in &mut turns {
+                let mut new = [ops.zero(); TURN];
+                for v in 0..TURN {
+                    let value = unmasked(isa, ops.load(&dy[v * lanes..]));
+                    new[v] = sloped(isa, self.slope, value, take_bits(isa, &mut set));
+                }
+                store_turn(isa, new, dy);
             }
-            let dy = vectors.into_remainder();
-            if !dy.is_empty() {
-                store(isa, sloped(isa, self.slope, load(isa, dy), open_bits(isa, set, bit)), dy);
+            for dy in turns.into_remainder().chunks_mut(lanes) {
+                store(isa, sloped(isa, self.slope, load(isa, dy), take_bits(isa, &mut set)), dy);
             }
         }
     }
@@ -246,17 +288,19 @@ impl SimdOp for AddByBits<'_> {
         let lanes = ops.len();
         let blocks = self.dy.chunks(BITS * lanes).zip(self.dx.chunks_mut(BITS * lanes));
         for ((dy, dx), saved) in blocks.zip(self.saved.chunks_exact(lanes)) {
-            let set: I::I32 = ops.load(saved).reinterpret_cast();
-            let mut bit = 1i32;
-            let (mut from, mut to) = (dy.chunks_exact(lanes), dx.chunks_exact_mut(lanes));
+            let mut set: I::I32 = ops.load(saved).reinterpret_cast();
+            let (mut from, mut to) = (dy.chunks_exact(TURN * lanes), dx.chunks_exact_mut(TURN * lanes));
             for (dy, dx) in (&mut from).zip(&mut to) {
-                let term = sloped(isa, slope, ops.load(dy), open_bits(isa, set, bit));
-                ops.store(if first { term } else { ops.add(ops.load(dx), term) }, dx);
-                bit = bit.wrapping_shl(1);
+                let mut new = [ops.zero(); TURN];
+                for v in 0..TURN {
+                    let at = v * lanes;
+                    let term = sloped(isa, slope, ops.load(&dy[at..]), take_bits(isa, &mut set));
+                    new[v] = if first { term } else { ops.add(ops.load(&dx[at..]), term) };
+                }
+                store_turn(isa, new, dx);
             }
-            let (dy, dx) = (from.remainder(), to.into_remainder());
-            if !dx.is_empty() {
-                let term = sloped(isa, slope, load(isa, dy), open_bits(isa, set, bit));
+            for (dy, dx) in from.remainder().chunks(lanes).zip(to.into_remainder().chunks_mut(lanes)) {
+                let term = sloped(isa, slope, load(isa, dy), take_bits(isa, &mut set));
                 store(isa, if first { term } else { ops.add(load(isa, dx), term) }, dx);
             }
         }
@@ -271,8 +315,7 @@ impl<const HIGH: bool, const ADD: bool> Map for Opened<HIGH, ADD> {
     #[inline(always)]
     fn of<I: Isa>(self, isa: I, y: I::F32, dy: I::F32, dx: I::F32) -> I::F32 {
         let ops = isa.f32();
-        // With zero added the store is not masked.
-        let dy = if ADD { dy } else { ops.add(dy, ops.zero()) };
+        let dy = if ADD { dy } else { unmasked(isa, dy) };
         let term = ops.select(dy, ops.zero(), self.0.holds::<I, HIGH>(isa, y));
         if ADD { ops.add(dx, term) } else { term }
     }

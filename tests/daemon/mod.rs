@@ -15,7 +15,7 @@ use accentor::store::{Disk, SystemDisk};
 
 pub(crate) const RATE_HZ: u32 = 16_000;
 /// Nothing here takes longer on a busy machine; elsewhere than on x86-64 that may be an emulated one.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(target_arch = "x86_64") { 120 } else { 900 });
+pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(target_arch = "x86_64") { 120 } else { 3600 });
 
 /// A config for a model, with everything else in `folder` and sound from a socket there.
 pub(crate) fn config(model: &Path, folder: &Path) -> Config {
