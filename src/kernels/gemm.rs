@@ -426,11 +426,18 @@ const STREAM: u8 = 1;
 const PANELS: u8 = 2;
 /// The rows of A side by side, one step behind the other as the rows of B: a sum of outer products.
 const OUTER: u8 = 3;
-/// A [`STREAM`] with so short an inner level that the place of each step is looked up in a table.
+/// A [`STREAM`] with so short an inner level that the place of each step, with four lanes of each four, is looked up in a
+/// table.
 const GATHER: u8 = 4;
 
 /// Places in the table of a [`GATHER`].
 const PLACES: usize = 128;
+
+/// Steps of k that a [`GATHER`] looks up at once.
+#[inline(always)]
+fn steps_a_place(lanes: usize) -> usize {
+    if lanes == 4 { 4 } else { 1 }
+}
 
 fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
     if cfg!(test) && generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
@@ -495,7 +502,7 @@ impl<'a> Sizes<'a> {
 
     /// Whether steps of k stand in short pieces, with four lanes in fours.
     fn gathers(&self) -> bool {
-        let each = if self.lanes == 4 { 4 } else { 1 };
+        let each = steps_a_place(self.lanes);
         let short = self.inner < 16 && self.outer * self.inner <= PLACES;
         self.outer > 1 && short && self.panel != usize::MAX && self.inner.is_multiple_of(each)
     }
@@ -535,7 +542,7 @@ impl<const MR: usize, const NV: usize, const TAIL: bool, const KIND: u8> SimdOp 
         let mut places = [0; PLACES];
         if KIND == GATHER {
             let Sizes { outer, inner, a_jump, .. } = *self.size;
-            let each = if isa.f32().len() == 4 { 4 } else { 1 };
+            let each = steps_a_place(isa.f32().len());
             for s in 0..outer {
                 for p in 0..inner / each {
                     places[s * (inner / each) + p] = s * a_jump + each * p;
@@ -567,7 +574,8 @@ fn lane<I: Isa>(isa: I, x: I::F32, lane: usize) -> I::F32 {
     }
 }
 
-/// Rows of B that stand one behind the other, by fours, for tiles of `NV` vectors of four lanes.
+/// Rows of B that stand one behind the other, four an item, for tiles of `NV` vectors of four lanes: an item is sixteen times
+/// `NV` values in a row, whatever its form says.
 #[inline(always)]
 fn four_steps<const NV: usize>(b: &[f32]) -> &[[[f32; 16]; NV]] {
     b.as_chunks::<16>().0.as_chunks().0
@@ -670,9 +678,8 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
     a_rows.places(i, &mut bases);
     if KIND == GATHER {
         let steps = outer * inner;
-        // Four steps a place with four lanes, else one.
-        let each = if lanes == 4 { 4 } else { 1 };
-        let count = if lanes == 4 { steps / 4 } else { steps };
+        let each = steps_a_place(lanes);
+        let count = steps / each;
         let rows = rows_of::<MR>(a, &bases, 0, places[count - 1] + each);
         if lanes == 4 {
             for (place, b) in places[..count].iter().zip(&four_steps::<NV>(b)[..count]) {

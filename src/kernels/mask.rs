@@ -1,6 +1,6 @@
 //! Activations of straight pieces (Relu, Clip, LeakyRelu), and the bits that remember on which side of a kink a value was.
 //!
-//! The highest bit but `v` of word `l` belongs to element `v · lanes + l` of its block of `32 · lanes` elements: so bits are
+//! Bit `31 - v` of word `l` belongs to element `v · lanes + l` of its block of `32 · lanes` elements: so bits are
 //! gathered and spread by whole vectors, and the next one to read is the sign. The words are only moved, never calculated with
 //! as floats, and are read on the machine that wrote them.
 //!
@@ -166,7 +166,7 @@ fn store_turn<I: Isa>(isa: I, new: [I::F32; TURN], y: &mut [f32]) {
     }
 }
 
-/// `dy`, so that LLVM does not store it through a mask.
+/// `dy`, so that LLVM does not store it through a mask; on x86-64 a negative zero loses its sign.
 #[inline(always)]
 fn unmasked<I: Isa>(isa: I, dy: I::F32) -> I::F32 {
     if cfg!(target_arch = "x86_64") { isa.f32().add(dy, isa.f32().zero()) } else { dy }
@@ -193,7 +193,7 @@ fn take_bits<I: Isa>(isa: I, set: &mut I::I32) -> I::M32 {
 #[inline(always)]
 fn put_bits<I: Isa, const HIGH: bool>(isa: I, open: Open, x: I::F32, set: &mut I::I32) {
     let words = isa.i32();
-    // Where it is open, minus one is taken away.
+    // A set lane of a mask is minus one: taken away it sets the lowest bit.
     let open = words.select(words.splat(-1), words.zero(), open.holds::<I, HIGH>(isa, x));
     *set = words.sub(words.shift_left::<1>(*set), open);
 }
@@ -265,7 +265,8 @@ impl SimdOp for ByBits<'_> {
                 store_turn(isa, new, dy);
             }
             for dy in turns.into_remainder().chunks_mut(lanes) {
-                store(isa, sloped(isa, self.slope, load(isa, dy), take_bits(isa, &mut set)), dy);
+                let value = unmasked(isa, load(isa, dy));
+                store(isa, sloped(isa, self.slope, value, take_bits(isa, &mut set)), dy);
             }
         }
     }

@@ -6,7 +6,7 @@
 //! they are read. From row to row only what is new is looked up. (Forward with stride 2 shares too little: it was slower.)
 //!
 //! All slices have one length, that of the channels at hand, so that one check of the channel holds for every load. On aarch64
-//! the taps are packed for some channels at a time: nine or more places less, for which there are no registers.
+//! the taps are packed for some channels at a time: one address in the place of one a tap, for which there are no registers.
 
 use std::ops::Range;
 
@@ -25,10 +25,12 @@ const TAPS: usize = 5;
 /// times as long.
 const WIDE: usize = if cfg!(target_arch = "aarch64") { 2 } else { 1 };
 
-/// Channels at once, and how many of them have their taps packed: NEON has no load that adds an offset for two vectors. With
-/// AVX2 the loops take 0.97 of the instructions too, but what packs them takes more.
-const BLOCK: usize = if cfg!(target_arch = "aarch64") { 128 } else { ZEROS.len() };
-const PACKED: usize = if cfg!(target_arch = "aarch64") { BLOCK } else { 0 };
+/// Whether the taps are packed: NEON has no load of two vectors that adds a register to its address. With AVX2 the loops would
+/// take 0.97 of their instructions, but what packs takes more than that saves.
+const PACKED: bool = cfg!(target_arch = "aarch64");
+
+/// Channels for which all pieces are done before the next.
+const BLOCK: usize = if PACKED { 128 } else { ZEROS.len() };
 
 /// What padding is read from, and the most channels.
 static ZEROS: [f32; 2048] = [0.0; 2048];
@@ -196,7 +198,7 @@ impl<const KY: usize, const KX: usize, const T: usize, const WHOLE: bool> SimdOp
     #[inline(always)]
     fn eval<I: Isa>(mut self, isa: I) {
         let channels = self.of.g.input_channels;
-        let mut packed = [[[0.0; PACKED]; KX]; KY];
+        let mut packed = [[[0.0; if PACKED { BLOCK } else { 0 }]; KX]; KY];
         let packed = packed.as_flattened_mut().as_flattened_mut();
         for start in (0..channels).step_by(BLOCK) {
             self.block(isa, start..channels.min(start + BLOCK), packed);
@@ -204,7 +206,7 @@ impl<const KY: usize, const KX: usize, const T: usize, const WHOLE: bool> SimdOp
     }
 }
 
-/// The columns that a piece takes, counted from its leftmost: all that it reads, or but for padding.
+/// The columns that a piece reads, counted from its leftmost; with `WHOLE` without the padding at both ends.
 #[inline(always)]
 fn taken<const KX: usize, const T: usize, const WHOLE: bool>() -> Range<usize> {
     usize::from(WHOLE)..T + KX - 1 - usize::from(WHOLE)
@@ -264,7 +266,7 @@ impl<const KY: usize, const KX: usize, const T: usize, const WHOLE: bool> Pieces
     }
 }
 
-/// A plane that is read, from the channel `start` on as many as there are `zeros`.
+/// The plane that is read: as many channels as there are `zeros`, from `start` on.
 struct Plane<'a> {
     values: &'a [f32],
     channels: usize,
@@ -316,7 +318,7 @@ fn piece_of<I: Isa, const KY: usize, const KX: usize, const T: usize, const WHOL
     let mut c = 0;
     while c + WIDE * lanes <= bias.len() {
         let group;
-        (group, packed) = packed.split_at(if PACKED > 0 { KY * KX * WIDE * lanes } else { 0 });
+        (group, packed) = packed.split_at(if PACKED { KY * KX * WIDE * lanes } else { 0 });
         let all = c..c + WIDE * lanes;
         let mut acc = [vectors_of(isa, &bias[all.clone()]); T];
         if !first {
@@ -327,13 +329,8 @@ fn piece_of<I: Isa, const KY: usize, const KX: usize, const T: usize, const WHOL
         for ky in 0..KY {
             let mut w = [[ops.zero(); WIDE]; KX];
             for kx in 0..KX {
-                w[kx] = vectors_of(
-                    isa,
-                    match PACKED {
-                        0 => &taps[ky][kx][all.clone()],
-                        _ => &group[(ky * KX + kx) * WIDE * lanes..],
-                    },
-                );
+                let taps = if PACKED { &group[(ky * KX + kx) * WIDE * lanes..] } else { &taps[ky][kx][all.clone()] };
+                w[kx] = vectors_of(isa, taps);
             }
             for i in taken::<KX, T, WHOLE>() {
                 let x = vectors_of(isa, &read[ky][i][all.clone()]);

@@ -76,9 +76,8 @@ fn agrees_with_the_oracle_for_all_remainders() {
 /// Rows and steps of k in two levels give what the same values written out give.
 #[test]
 fn walks_agree_with_matrices_written_out() {
-    for (m, n, outer, inner) in
-        [(7, 19, 3, 4), (1, 8, 2, 5), (12, 33, 1, 6), (9, 5, 4, 1), (13, 50, 10, 7), (26, 40, 9, 130)]
-    {
+    let sizes = [(7, 19, 3, 4), (1, 8, 2, 5), (12, 33, 1, 6), (9, 5, 4, 1), (13, 50, 10, 7), (26, 40, 9, 130)];
+    for (m, n, outer, inner) in sizes.into_iter().chain([(13, 50, 3, 12), (9, 33, 5, 8), (25, 64, 10, 4)]) {
         let k = outer * inner;
         let rows = Walk { inner: 4, step: 3, jump: 29 };
         let columns = Walk { inner, step: 1, jump: 17 };
@@ -96,6 +95,14 @@ fn walks_agree_with_matrices_written_out() {
         pack(k, n, &b, &mut packed);
         gemm_packed(Start::Add, m, n, k, walked, &packed, &mut from_packed, n, None);
         assert_eq!(from_packed, expected, "{m}x{n}x{k} packed");
+        // The token without SIMD has four lanes, and with AVX2 panels of one width: short steps by fours.
+        if on(true, Lanes) * wide(on(true, Lanes)) == panel() {
+            from_packed.fill(1.0);
+            product(Start::Add, m, n, k, walked, &packed, Rows::Packed, &mut from_packed, n, None, true);
+            for (got, want) in from_packed.iter().zip(&expected) {
+                assert!(((got - want).abs() as f64) <= RELATIVE * (k as f64 + 1.0), "{m}x{n}x{k}: {got} {want}");
+            }
+        }
         // The same with A's values in columns: not side by side along k.
         let mut at: Vec<f32> = vec![0.0; m * k];
         a.iter().enumerate().for_each(|(i, v)| at[i % k * m + i / k] = *v);
