@@ -282,7 +282,8 @@ fn an_adapter_beside_integers() {
     assert_eq!(notes.len(), 3, "{notes:?}");
 }
 
-/// Convolutions (a larger kernel, groups, a transposed one) and a recurrent layer, each of 65,536 weights and more.
+/// Convolutions (a larger kernel, groups, a transposed one) and a recurrent layer, each of 65,536 weights and more. No
+/// convolution of floats here takes two outputs at a time, so that they have the bits of those in integers.
 fn kernels_in_integers() -> Net {
     let scales = |n: usize| (0..n).map(|i| 2e-4 * (1.0 + (i % 7) as f32 / 7.0)).collect::<Vec<f32>>();
     let pads = || ints("pads", &[1, 1, 1, 1]);
@@ -293,7 +294,7 @@ fn kernels_in_integers() -> Net {
         .bytes8("k_quantized", &[128, 64, 3, 3])
         .weight_of("k_scale", &[128], &scales(128))
         .node("DequantizeLinear", &["k_quantized", "k_scale"], "k", &[int("axis", 0)])
-        .node("Conv", &["quiet", "k"], "a", &[pads()])
+        .node("Conv", &["quiet", "k"], "a", &[pads(), ints("strides", &[1, 2])])
         .node("Relu", &["a"], "b", &[])
         .bytes8("g_quantized", &[128, 64, 3, 3])
         .weight_of("g_scale", &[128], &scales(128))

@@ -14,6 +14,7 @@ pub mod integers;
 pub mod mask;
 pub mod norm;
 pub mod pool;
+pub mod winograd;
 
 use rten_simd::Isa;
 use rten_simd::ops::{BitOps, NumOps};

@@ -245,7 +245,7 @@ mod tests {
             let w = if turned { matrix.turned_values() } else { matrix.values() };
             let geometry = ConvGeometry::dense(m, k, n);
             let floats = ConvWeights::new(&geometry, &w, bias.clone());
-            let conv = Conv { geometry, activation: Activation::Relu, output_kept: false };
+            let conv = Conv::new(geometry, Activation::Relu);
             let weights = Arc::new(IntegerWeights { matrix, turned, bias });
             let beside = SiteStep::integers(conv.clone(), weights, rank, 0.5);
             let adaptation = Adaptation::LowRank { rank, scale: 0.5 };
@@ -301,7 +301,7 @@ mod tests {
                 (integers, SiteStep::transposed(layer, packed, adaptation))
             } else {
                 let packed = Arc::new(ConvWeights::new(&geometry, &rows, bias.clone()));
-                let conv = Conv { geometry, activation: Activation::Relu, output_kept: false };
+                let conv = Conv::new(geometry, Activation::Relu);
                 let kernels = Arc::new(IntegerKernels { matrix, bias });
                 let integers = SiteStep::integer_kernels(conv.clone(), kernels, rank, 0.5);
                 (integers, SiteStep::new(conv, false, packed, 1.0, adaptation))

@@ -15,7 +15,7 @@ use crate::ops::conv::{Conv, ConvWeights, Factors, FileMatrix, pack_groups, tran
 use crate::ops::conv_transpose::ConvTranspose;
 use crate::ops::integer_conv::IntegerKernels;
 use crate::ops::integer_dense::IntegerWeights;
-use crate::ops::rows::{RowWindow, conv_window};
+use crate::ops::rows::RowWindow;
 use crate::ops::unary::Activation;
 use crate::ops::{Held, Keeps};
 
@@ -79,8 +79,8 @@ impl SiteWeights {
 
     /// Bytes of all values.
     pub fn bytes(&self) -> usize {
-        let ConvWeights { w, wt, bias } = &self.weights;
-        let all = [w, wt, bias, &self.factors.a_t, &self.factors.b, &self.scratch];
+        let ConvWeights { w, wt, bias, u, ut } = &self.weights;
+        let all = [w, wt, bias, u, ut, &self.factors.a_t, &self.factors.b, &self.scratch];
         all.map(Vec::len).iter().sum::<usize>() * size_of::<f32>()
     }
 }
@@ -291,7 +291,7 @@ impl SiteStep {
         }
         out.weights.w.resize(self.weight_len(), 0.0);
         if !self.depthwise {
-            out.weights.wt.resize(self.weight_len(), 0.0);
+            out.weights.make_room(&self.conv);
         }
         let g = &self.conv.geometry;
         match self.adaptation {
@@ -378,8 +378,8 @@ impl SiteStep {
                 out.weights.bias.copy_from_slice(bias);
             }
         }
-        if (backward || self.transposed.is_some()) && self.packed() {
-            out.weights.transpose(g);
+        if self.packed() {
+            out.weights.derive(&self.conv, backward || self.transposed.is_some());
         } else if backward && self.held {
             transpose(&out.weights.w, patch, outputs, &mut out.weights.wt);
         }
@@ -388,7 +388,7 @@ impl SiteStep {
     /// See [`crate::ops::Operator::row_window`].
     pub fn row_window(&self, rows: usize) -> Option<RowWindow> {
         let own = self.beside.is_none() && self.transposed.is_none() && !self.held;
-        own.then(|| conv_window(&self.conv.geometry, rows)).flatten()
+        own.then(|| self.conv.row_window(rows)).flatten()
     }
 
     /// The layer for rows `range` of the output, with the same [`SiteWeights`]; see [`crate::ops::Operator::part`].

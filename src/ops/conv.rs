@@ -20,6 +20,9 @@
 //! | bt | `[groups][rank / groups, group_outputs]` |
 //!
 //! A frozen layer saves nothing but the mask of a fused activation.
+//!
+//! With three taps and stride 1 along an axis, forward and input gradient may run by [`Winograd`], with transformed weights in the
+//! place of `w` and `wt`. The other gradients take the taps one by one.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,12 +32,13 @@ use super::rows::{self, Part, RowWindow};
 use super::unary::Activation;
 use super::{Keeps, MAX_INPUTS, Operator};
 use crate::kernels::gemm::{Matrix, Start, Walk, gemm, gemm_from, gemm_packed, gemm_walk, pack, panels};
+use crate::kernels::winograd::{Winograd, transpose_packed};
 
 /// Output positions whose patches are in memory at a time: 128 rows of a patch of some hundred values stay in L2.
 pub(super) const POSITIONS: usize = 128;
 
 /// A row of taps with at least this many values is read where it stands; for shorter ones patches are written out.
-const ROW: usize = 4;
+const ROW: usize = 3;
 
 /// Weights of a convolution as the kernels read them: packed ([`pack`]), but for the layers that read rows (depthwise,
 /// recurrent, embeddings).
@@ -46,6 +50,10 @@ pub struct ConvWeights {
     pub wt: Vec<f32>,
     /// `[output_channels]`, or empty.
     pub bias: Vec<f32>,
+    /// `w` as [`Conv::tiled`] wants it, else empty.
+    pub u: Vec<f32>,
+    /// The same of `wt`.
+    pub ut: Vec<f32>,
 }
 
 impl ConvWeights {
@@ -53,7 +61,32 @@ impl ConvWeights {
     pub fn new(g: &ConvGeometry, rows: &[f32], bias: Vec<f32>) -> Self {
         let mut w = vec![0.0; rows.len()];
         pack_groups(g, rows, &mut w);
-        Self { w, wt: Vec::new(), bias }
+        Self { w, bias, ..Self::default() }
+    }
+
+    /// Makes room for what [`ConvWeights::derive`] fills, way back and all.
+    pub(crate) fn make_room(&mut self, conv: &Conv) {
+        let len = conv.tiles(&conv.geometry).map_or(0, |layer| layer.weights_len());
+        self.u.resize(len, 0.0);
+        match conv.tiles_back() {
+            true => self.ut.resize(len, 0.0),
+            false => self.wt.resize(self.w.len(), 0.0),
+        }
+    }
+
+    /// Fills from `w` what `conv` reads: for the forward pass, and with `backward` for the input gradient.
+    pub fn derive(&mut self, conv: &Conv, backward: bool) {
+        if let Some(layer) = conv.tiles(&conv.geometry) {
+            self.u.resize(layer.weights_len(), 0.0);
+            layer.weights(&self.w, &mut self.u);
+            if backward && conv.tiles_back() {
+                self.ut.resize(layer.weights_len(), 0.0);
+                return layer.mirror_weights(&self.u, &mut self.ut);
+            }
+        }
+        if backward {
+            self.transpose(&conv.geometry);
+        }
     }
 
     /// Fills the packed `wt` from the packed `w`.
@@ -64,20 +97,7 @@ impl ConvWeights {
         let taps = if mirror(g).is_some() { g.kernel[0] * g.kernel[1] } else { 1 };
         let inputs = patch / taps.max(1);
         for (w, wt) in groups(g, &self.w).zip(self.wt.chunks_exact_mut((patch * outputs).max(1))) {
-            for tap in 0..taps {
-                let (from, to) = (tap * inputs, (taps - 1 - tap) * outputs);
-                for (columns, at) in panels(patch, outputs) {
-                    let width = columns.len();
-                    for (rows, to_at) in panels(taps * outputs, inputs) {
-                        let height = rows.len();
-                        for (i, o) in columns.clone().enumerate() {
-                            let wt = &mut wt[to_at + (to + o) * height..][..height];
-                            let w = &w[at + (from + rows.start) * width + i..];
-                            wt.iter_mut().zip(w.iter().step_by(width)).for_each(|(t, w)| *t = *w);
-                        }
-                    }
-                }
-            }
+            transpose_packed(taps, inputs, outputs, w, wt);
         }
     }
 }
@@ -169,9 +189,26 @@ pub struct Conv {
     pub activation: Activation,
     /// Whether the plan keeps the output anyway, so that the mask of the activation is read from it.
     pub output_kept: bool,
+    /// The axis along which [`Winograd`] takes two outputs at a time, if it does.
+    pub tiled: Option<usize>,
 }
 
 impl Conv {
+    /// The layer with its products one by one.
+    pub fn new(geometry: ConvGeometry, activation: Activation) -> Self {
+        Self { geometry, activation, output_kept: false, tiled: None }
+    }
+
+    /// `g`, this layer or its mirror, along the axis that is tiled.
+    fn tiles<'a>(&self, g: &'a ConvGeometry) -> Option<Winograd<'a>> {
+        Winograd::along(g, self.tiled?)
+    }
+
+    /// Whether the input gradient takes two at a time too.
+    fn tiles_back(&self) -> bool {
+        mirror(&self.geometry).is_some_and(|g| self.tiles(&g).is_some())
+    }
+
     /// What the gradient of the activation needs.
     pub fn keeps(&self) -> Keeps {
         let masked = !matches!(self.activation, Activation::None);
@@ -180,6 +217,12 @@ impl Conv {
             y: masked && self.output_kept,
             saved: if masked && !self.output_kept { self.activation.mask_len(self.geometry.output_len()) } else { 0 },
         }
+    }
+
+    /// See [`Operator::row_window`]; none where a value depends on its place along the rows.
+    pub fn row_window(&self, rows: usize) -> Option<RowWindow> {
+        let tiled = self.tiled == Some(rows::axis_of_rows(&self.geometry));
+        (!tiled).then(|| rows::conv_window(&self.geometry, rows)).flatten()
     }
 
     /// The layer for rows `range` of the output, see [`rows::conv_part`].
@@ -205,7 +248,9 @@ impl Conv {
             Some(mirror) => window_len(&mirror),
             None => POSITIONS.min(g.positions()) * g.patch(),
         };
-        patches.max(back)
+        let tiled = |g: &ConvGeometry| self.tiles(g).map_or(0, |layer| layer.work_len());
+        let tiled = tiled(g).max(mirror(g).as_ref().map_or(0, tiled));
+        patches.max(back).max(tiled)
     }
 
     /// Scratch values for [`Conv::low_rank_gradient`] with `rank`.
@@ -218,12 +263,18 @@ impl Conv {
         let g = &self.geometry;
         let (patch, outputs) = (g.patch(), g.group_outputs());
         let clamp = self.activation.bounds();
-        for group in 0..g.groups {
+        let start = |group: usize| match weights.bias.get(group * outputs..(group + 1) * outputs) {
+            Some(bias) => Start::Bias(bias),
+            None => Start::Zero,
+        };
+        let tiled = self.tiles(g).filter(|_| !weights.u.is_empty());
+        if let Some(layer) = tiled {
+            layer.convolve(start(0), x, &weights.u, y, clamp, work);
+        }
+        let groups = if tiled.is_some() { 0 } else { g.groups };
+        for group in 0..groups {
             let w = &weights.w[group * patch * outputs..][..patch * outputs];
-            let start = match weights.bias.get(group * outputs..(group + 1) * outputs) {
-                Some(bias) => Start::Bias(bias),
-                None => Start::Zero,
-            };
+            let start = start(group);
             if in_place(g) {
                 convolve(g, start, x, w, y, clamp, work);
                 continue;
@@ -317,6 +368,9 @@ impl Conv {
         let (patch, inputs, outputs) = (g.patch(), g.group_inputs(), g.group_outputs());
         if let Some(mirror) = mirror(g) {
             let start = if first { Start::Zero } else { Start::Add };
+            if let Some(layer) = self.tiles(&mirror).filter(|_| !weights.ut.is_empty()) {
+                return layer.convolve(start, dz, &weights.ut, dx, None, work);
+            }
             return convolve(&mirror, start, dz, &weights.wt, dx, None, work);
         }
         if first && !g.is_pointwise() {
@@ -551,7 +605,7 @@ impl Operator for FrozenConv {
     }
 
     fn row_window(&self, rows: usize) -> Option<RowWindow> {
-        rows::conv_window(&self.conv.geometry, rows)
+        self.conv.row_window(rows)
     }
 
     fn part(&self, rows: usize, range: Range<usize>) -> Part {

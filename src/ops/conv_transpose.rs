@@ -33,7 +33,7 @@ pub struct ConvTranspose {
 impl ConvTranspose {
     /// `mirror` goes from y to x.
     pub fn new(mirror: ConvGeometry, bias: Vec<f32>) -> Self {
-        Self { mirror: Conv { geometry: mirror, activation: Activation::None, output_kept: false }, bias }
+        Self { mirror: Conv::new(mirror, Activation::None), bias }
     }
 
     /// The convolution from y to x.

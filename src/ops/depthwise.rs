@@ -139,14 +139,14 @@ mod tests {
                     pads_begin: pads,
                     groups: channels,
                 };
-                let weights =
-                    ConvWeights { w: values(kernel[0] * kernel[1] * channels), wt: vec![], bias: values(channels) };
+                let weights = ConvWeights {
+                    w: values(kernel[0] * kernel[1] * channels),
+                    bias: values(channels),
+                    ..ConvWeights::default()
+                };
                 let w: Vec<f64> = weights.w.iter().map(|v| *v as f64).collect();
                 let bias: Vec<f64> = weights.bias.iter().map(|v| *v as f64).collect();
-                let op = FrozenDepthwise {
-                    conv: Conv { geometry: g.clone(), activation: Activation::None, output_kept: false },
-                    weights: Arc::new(weights),
-                };
+                let op = FrozenDepthwise { conv: Conv::new(g.clone(), Activation::None), weights: Arc::new(weights) };
                 let x = values(g.input_len());
                 Case { op: &op, x: vec![x], oracle: &|x| oracle(&g, &x[0], &w, &bias) }.run();
             }

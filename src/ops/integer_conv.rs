@@ -419,12 +419,15 @@ mod tests {
             for biased in [false, true] {
                 let (matrix, rows) = weight(&g);
                 let bias = if biased { values(3, g.output_channels) } else { Vec::new() };
-                let conv = Conv { geometry: g.clone(), activation: Activation::Relu, output_kept: false };
+                let conv = Conv::new(g.clone(), Activation::Relu);
                 let weights = Arc::new(IntegerKernels { matrix: matrix.clone(), bias: bias.clone() });
                 let (x, dy) = (values(5, g.input_len()), values(6, g.output_len()));
                 let integers = FrozenIntegerConv { conv: conv.clone(), weights };
                 let floats: Box<dyn Operator> = if g.is_depthwise() {
-                    Box::new(FrozenDepthwise { conv, weights: Arc::new(ConvWeights { w: rows, wt: vec![], bias }) })
+                    Box::new(FrozenDepthwise {
+                        conv,
+                        weights: Arc::new(ConvWeights { w: rows, bias, ..ConvWeights::default() }),
+                    })
                 } else {
                     let mut weights = ConvWeights::new(&g, &rows, bias);
                     weights.transpose(&g);

@@ -118,7 +118,7 @@ mod tests {
         let w = if turned { matrix.turned_values() } else { matrix.values() };
         let mut floats = ConvWeights::new(&geometry, &w, bias.clone());
         floats.transpose(&geometry);
-        let conv = Conv { geometry, activation: Activation::Relu, output_kept: false };
+        let conv = Conv::new(geometry, Activation::Relu);
         let weights = Arc::new(IntegerWeights { matrix, turned, bias });
         (FrozenIntegers { conv: conv.clone(), weights }, FrozenConv { conv, weights: Arc::new(floats) })
     }

@@ -51,13 +51,15 @@ impl RowWindow {
 pub type Part = Option<Arc<dyn Operator>>;
 
 /// The axis of a plane that its rows in memory are: the first one, or the second where the plane is one line.
-fn axis(g: &ConvGeometry, rows: usize) -> Option<usize> {
+pub(crate) fn axis_of_rows(g: &ConvGeometry) -> usize {
     let line = g.input[0] == 1 && g.output[0] == 1 && g.kernel[0] == 1 && g.pads_begin[0] == 0;
-    match g.input {
-        [first, _] if first == rows && rows > 1 => Some(0),
-        [_, second] if second == rows && line => Some(1),
-        _ => None,
-    }
+    usize::from(line)
+}
+
+/// That axis, where it has so many `rows`.
+fn axis(g: &ConvGeometry, rows: usize) -> Option<usize> {
+    let axis = axis_of_rows(g);
+    (g.input[axis] == rows && (rows > 1 || axis == 1)).then_some(axis)
 }
 
 /// The map of a plane whose `rows` are its own.
@@ -171,12 +173,12 @@ mod tests {
                     pads_begin,
                     groups,
                 };
-                let conv = Conv { geometry: g.clone(), activation: Activation::Relu, output_kept: false };
+                let conv = Conv::new(g.clone(), Activation::Relu);
                 let w = values(kernel[0] * kernel[1] * channels * g.group_inputs());
                 let bias = values(channels);
                 let (rows, row) = if input[0] == 1 { (input[1], channels) } else { (input[0], input[1] * channels) };
                 if g.is_depthwise() {
-                    let weights = Arc::new(ConvWeights { w, wt: vec![], bias });
+                    let weights = Arc::new(ConvWeights { w, bias, ..ConvWeights::default() });
                     check(&FrozenDepthwise { conv, weights }, rows, row, 1);
                 } else {
                     check(&FrozenConv { conv, weights: Arc::new(ConvWeights::new(&g, &w, bias)) }, rows, row, 1);

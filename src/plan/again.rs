@@ -135,7 +135,7 @@ mod tests {
             let rows = self.random(inputs * outputs);
             let weights = Arc::new(ConvWeights::new(&geometry, &rows, self.random(outputs)));
             let multiply_adds = geometry.multiply_adds();
-            let conv = Conv { geometry, activation: Activation::None, output_kept: false };
+            let conv = Conv::new(geometry, Activation::None);
             let site = SiteStep::new(conv, false, weights, 1.0, Adaptation::LowRank { rank: 2, scale: 2.0 });
             let mut prepared = site.weights();
             site.prepare(&self.random(site.parameters()), &mut prepared, true);

@@ -20,6 +20,7 @@ use self::shared::Sharing;
 use super::program::{MaskedOp, PlanError, Program, SlotId, Step, StepKind};
 use super::value_order::{Order, channels_last, permuted, physical, position, reshaped, row_major, same};
 use crate::graph::{Graph, Node, NodeId, Op, Site, SiteKind, ValueId, Window};
+use crate::kernels::winograd::Winograd;
 use crate::lora::{Adaptation, Folded, SharedLayer, SharedWeights, SiteStep};
 use crate::ops::Operator;
 use crate::ops::batch_norm::{Affine, fold};
@@ -32,6 +33,7 @@ use crate::ops::matmul::MatMul;
 use crate::ops::movement::{Constant, Copy, Pad, Permute, Place, Slice};
 use crate::ops::pool::{AveragePool, LpPool, MaxPool, Window as PoolWindow};
 use crate::ops::reduce::Reduce;
+use crate::ops::rows::axis_of_rows;
 use crate::ops::softmax::Softmax;
 use crate::ops::unary::{Activation, Unary, UnaryKind};
 
@@ -40,6 +42,17 @@ use crate::ops::unary::{Activation, Unary, UnaryKind};
 struct Placed {
     slot: SlotId,
     order: Order,
+}
+
+/// Along which axes convolutions may take two outputs at a time ([`Winograd`]): a value then depends on where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tiling {
+    /// None: the layers' factors come with the call, and their products are made one by one.
+    None,
+    /// Not along the rows, which have the same bits wherever they stand in a window.
+    Columns,
+    /// Both.
+    All,
 }
 
 pub(super) struct Lowering<'a> {
@@ -51,8 +64,10 @@ pub(super) struct Lowering<'a> {
     /// Layers whose adapter comes with the call.
     shared: &'a [Site],
     shared_layers: Vec<Option<Arc<SharedLayer>>>,
-    /// Packed weights by node, and by whether the layer behind is folded in: the copies of a node share them.
-    packed: HashMap<(NodeId, bool), Arc<ConvWeights>>,
+    /// Packed weights by node, by whether the layer behind is folded in, and by the axis that is tiled: the copies of a node
+    /// share them.
+    packed: HashMap<(NodeId, bool, Option<usize>), Arc<ConvWeights>>,
+    tiling: Tiling,
     placed: Vec<Option<Placed>>,
     permuted: HashMap<(ValueId, Order), SlotId>,
     fused: Vec<bool>,
@@ -71,12 +86,27 @@ impl<'a> Lowering<'a> {
             shared: &[],
             shared_layers: Vec::new(),
             packed: HashMap::new(),
+            tiling: Tiling::Columns,
             placed: vec![None; graph.values.len()],
             permuted: HashMap::new(),
             fused: vec![false; graph.nodes.len()],
             whole: Vec::new(),
             output: 0,
         }
+    }
+
+    pub(super) fn tiling(self, tiling: Tiling) -> Self {
+        Self { tiling, ..self }
+    }
+
+    /// The axis along which a convolution takes two outputs at a time.
+    fn tiled(&self, g: &ConvGeometry) -> Option<usize> {
+        let may = |axis: &usize| match self.tiling {
+            Tiling::None => false,
+            Tiling::Columns => *axis != axis_of_rows(g),
+            Tiling::All => true,
+        };
+        [1, 0].into_iter().filter(may).find(|axis| Winograd::along(g, *axis).is_some_and(|layer| layer.pays()))
     }
 
     pub(super) fn run(mut self, input: ValueId, output: ValueId) -> Result<Program, PlanError> {
@@ -536,7 +566,7 @@ impl<'a> Lowering<'a> {
                     }
                     let layer = |w: Vec<f32>, bias| {
                         if depthwise {
-                            ConvWeights { w, wt: vec![], bias }
+                            ConvWeights { w, bias, ..ConvWeights::default() }
                         } else {
                             ConvWeights::new(&geometry, &w, bias)
                         }
@@ -578,14 +608,19 @@ impl<'a> Lowering<'a> {
         build: impl FnOnce() -> ConvWeights,
     ) -> Arc<ConvWeights> {
         let trains = !self.adapted.is_empty();
+        let tiled = self.tiled(geometry);
         let pack = || {
             let mut weights = build();
-            if index.is_none() && !geometry.is_depthwise() && trains {
-                weights.transpose(geometry);
+            if index.is_none() && !geometry.is_depthwise() {
+                let conv = Conv { tiled, ..Conv::new(geometry.clone(), Activation::None) };
+                weights.derive(&conv, trains);
+                if tiled.is_some() {
+                    weights.w = Vec::new();
+                }
             }
             Arc::new(weights)
         };
-        self.packed.entry(key).or_insert_with(pack).clone()
+        self.packed.entry((key.0, key.1, tiled)).or_insert_with(pack).clone()
     }
 
     /// Adds the step of a convolution or dense layer, with the activation behind `y` fused; `y` becomes what it writes.
@@ -604,7 +639,8 @@ impl<'a> Lowering<'a> {
         *y = written;
         let (len, multiply_adds) = (geometry.output_len(), geometry.multiply_adds());
         let depthwise = geometry.is_depthwise();
-        let conv = Conv { geometry, activation, output_kept: false };
+        let tiled = self.tiled(&geometry);
+        let conv = Conv { tiled, ..Conv::new(geometry, activation) };
         let weights = match (weights, sharing) {
             (Packed::Floats(weights), Some(sharing)) => {
                 let kind = if depthwise { SharedWeights::Depthwise } else { SharedWeights::Floats };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::lower::Lowering;
+use super::lower::{Lowering, Tiling};
 use crate::graph::{Foreign, Graph, Site, ValueId};
 use crate::lora::{Adaptation, SharedLayer, SiteStep};
 use crate::ops::{Keeps, MAX_WEIGHTS, Operator, Weighted};
@@ -143,6 +143,20 @@ impl Program {
         sites: &[(Site, Adaptation)],
     ) -> Result<Self, PlanError> {
         Lowering::new(graph, sites).run(input, output)
+    }
+
+    /// [`Program::new`] whose rows need not have the same bits wherever they stand in a window: it slides less, and its
+    /// convolutions may take two outputs at a time along the rows too.
+    ///
+    /// # Errors
+    /// An operator with a shape that it cannot have.
+    pub fn for_training(
+        graph: &Graph,
+        input: ValueId,
+        output: ValueId,
+        sites: &[(Site, Adaptation)],
+    ) -> Result<Self, PlanError> {
+        Lowering::new(graph, sites).tiling(Tiling::All).run(input, output)
     }
 
     /// [`Program::new`] for inference with adapters that come with the call: `sites` are the layers that any of them may

@@ -145,7 +145,7 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         let adapted: Vec<_> =
             sites.iter().zip(&adapter.sites).map(|(s, a)| (s.clone(), a.delta.adaptation())).collect();
-        let program = Program::new(graph, input, ending.logits, &adapted)?;
+        let program = Program::for_training(graph, input, ending.logits, &adapted)?;
         let boundary = program.boundary();
         let plan = Plan::new(&program, &boundary, &[program.output], true)?;
         let prefix = if boundary == [program.input] {

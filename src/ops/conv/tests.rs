@@ -58,6 +58,8 @@ fn geometries() -> Vec<ConvGeometry> {
         g([1, 16], 3, [1, 8], 13, [1, 5], [1, 2], [1, 1], [0, 2], 1), // 1-D
         g([13, 12], 17, [7, 6], 19, [3, 3], [2, 2], [1, 1], [1, 1], 1),
         g([4, 4], 3, [4, 4], 6, [3, 3], [1, 1], [1, 1], [1, 1], 3), // depthwise with a multiplier
+        g([7, 4], 5, [7, 4], 6, [3, 1], [1, 1], [1, 1], [1, 0], 1), // three taps along the rows
+        g([6, 7], 4, [3, 5], 9, [3, 3], [2, 1], [1, 1], [1, 0], 1), // three along the columns, no way back by a convolution
     ]
 }
 
@@ -68,17 +70,21 @@ fn frozen_layer_against_oracle_and_central_differences() {
         let rows = values(50 + index as u64, g.groups * g.patch() * g.group_outputs());
         let bias = if index % 2 == 0 { values(90, g.output_channels) } else { vec![] };
         let mut weights = ConvWeights::new(&g, &rows, bias);
-        weights.transpose(&g);
         let mut back = vec![0.0; rows.len()];
         unpack_groups(&g, &weights.w, &mut back);
         assert_eq!(back, rows);
         let w: Vec<f64> = rows.iter().map(|v| *v as f64).collect();
         let bias: Vec<f64> = weights.bias.iter().map(|v| *v as f64).collect();
-        let op = FrozenConv {
-            conv: Conv { geometry: g.clone(), activation: Activation::None, output_kept: false },
-            weights: Arc::new(weights),
-        };
-        Case { op: &op, x: vec![x], oracle: &|x| oracle(&g, &x[0], &w, &bias) }.run();
+        for tiled in [None, Some(0), Some(1)] {
+            let conv = Conv { tiled, ..Conv::new(g.clone(), Activation::None) };
+            if tiled.is_some() && conv.tiles(&g).is_none() {
+                continue;
+            }
+            weights.derive(&conv, true);
+            assert_eq!(weights.u.is_empty(), tiled.is_none());
+            let op = FrozenConv { conv, weights: Arc::new(weights.clone()) };
+            Case { op: &op, x: vec![x.clone()], oracle: &|x| oracle(&g, &x[0], &w, &bias) }.run();
+        }
     }
 }
 
@@ -102,7 +108,7 @@ fn weight_and_low_rank_gradients_against_the_oracle() {
         let (patch, outputs) = (g.patch(), g.group_outputs());
         let x = values(index as u64, g.input_len());
         let dz = values(7 + index as u64, g.output_len());
-        let conv = Conv { geometry: g.clone(), activation: Activation::None, output_kept: false };
+        let conv = Conv::new(g.clone(), Activation::None);
         // The loss Σ dz·y is linear in each weight, so its derivative is y with that weight one and all others zero.
         let xd: Vec<f64> = x.iter().map(|v| *v as f64).collect();
         let mut expected = vec![0.0; g.groups * patch * outputs];

@@ -174,7 +174,7 @@ impl Trained {
         let (width, n, directions) = (layer.width(), layer.recurrence.hidden, layer.directions.len());
         let (w, r) = all.split_at(directions * width * layer.inputs);
         let matrix = |file: &[f32], from: usize| {
-            let mut weights = ConvWeights { w: vec![0.0; file.len()], wt: file.to_vec(), bias: Vec::new() };
+            let mut weights = ConvWeights { w: vec![0.0; file.len()], wt: file.to_vec(), ..ConvWeights::default() };
             transpose(file, width, from, &mut weights.w);
             weights
         };

@@ -67,7 +67,7 @@ impl Lowering<'_> {
             weights.transpose(&mirror);
             Arc::new(weights)
         };
-        let weights = self.packed.entry((graph.original(id), false)).or_insert_with(pack).clone();
+        let weights = self.packed.entry((graph.original(id), false, None)).or_insert_with(pack).clone();
 
         let order = channels_last(self.shape(node.inputs[0]).len());
         let x = self.want(node.inputs[0], &order)?;
@@ -76,7 +76,7 @@ impl Lowering<'_> {
         let len = layer.output_len();
         if let Some(sharing) = self.sharing(id, None) {
             let geometry = layer.mirror().geometry.clone();
-            let conv = Conv { geometry, activation: Activation::None, output_kept: false };
+            let conv = Conv::new(geometry, Activation::None);
             let weights = SharedWeights::Transposed(layer, weights);
             let slot = self.shared_layer(node, conv, x, weights, 1.0, sharing);
             self.place(node.outputs[0], slot, order);

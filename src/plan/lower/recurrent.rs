@@ -81,7 +81,7 @@ impl<'a> Lowering<'a> {
                 }
                 (None, Some((bound, Adaptation::LowRank { rank, scale }))) => {
                     let geometry = ConvGeometry::dense(steps * batch, bound.inputs, bound.outputs);
-                    let conv = Conv { geometry, activation: Activation::None, output_kept: false };
+                    let conv = Conv::new(geometry, Activation::None);
                     self.sites[*site] = Some(SiteStep::held_integers(conv, *rank, *scale));
                 }
                 (None, _) => {}

@@ -81,7 +81,7 @@ impl Lowering<'_> {
             let kind = match index.map(|i| (i, self.adapted[i].1)) {
                 Some((index, Adaptation::LowRank { rank, scale })) => {
                     let geometry = ConvGeometry::dense(0, rows, width);
-                    let conv = Conv { geometry, activation: Activation::None, output_kept: false };
+                    let conv = Conv::new(geometry, Activation::None);
                     self.sites[index] = Some(SiteStep::held_integers(conv, rank, scale));
                     StepKind::Weighted(Arc::new(op), sites)
                 }

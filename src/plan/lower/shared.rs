@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Lowering;
+use super::{Lowering, Tiling};
 use crate::graph::{Node, NodeId, Site};
 use crate::lora::{Folded, SharedLayer, SharedWeights, SiteStep};
 use crate::ops::conv::{Conv, ConvWeights};
@@ -19,7 +19,7 @@ pub(super) struct Sharing {
 impl<'a> Lowering<'a> {
     /// Leaves these sites to the calls.
     pub(in crate::plan) fn shared(self, sites: &'a [Site]) -> Self {
-        Self { shared: sites, shared_layers: vec![None; sites.len()], ..self }
+        Self { shared: sites, shared_layers: vec![None; sites.len()], tiling: Tiling::None, ..self }
     }
 
     /// How node `id`, or the node that it is a copy of, is shared.
@@ -49,7 +49,7 @@ impl<'a> Lowering<'a> {
     pub(super) fn hold(&mut self, index: usize, positions: usize, weight: Arc<ConvWeights>) -> (usize, usize) {
         let site = self.adapted.get(index).map_or_else(|| &self.shared[index], |(site, _)| site);
         let geometry = ConvGeometry::dense(positions, site.inputs, site.outputs);
-        let conv = Conv { geometry, activation: Activation::None, output_kept: false };
+        let conv = Conv::new(geometry, Activation::None);
         match self.adapted.get(index) {
             Some((_, adaptation)) => self.sites[index] = Some(SiteStep::held(conv, weight, *adaptation)),
             None => {
