@@ -18,7 +18,7 @@ use rten_simd::{Isa, Simd, SimdOp};
 
 use super::between;
 use super::conv_geometry::ConvGeometry;
-use super::gemm::Lanes;
+use super::gemm::lanes;
 
 /// y = bias + conv(x), `x [height, width, channels]`, `w [kernel_h * kernel_w, channels]`, `y [out_h, out_w, channels]`.
 ///

@@ -14,6 +14,7 @@
 //! One dispatch a size of tile: with many sizes in one, LLVM stops inlining the SIMD loads.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rten_simd::isa::GenericIsa;
 use rten_simd::ops::{BitOps, NumOps};
@@ -84,7 +85,7 @@ enum Rows {
 
 /// Columns of a panel of packed weights: those of the main tile.
 pub fn panel() -> usize {
-    let lanes = Lanes.dispatch();
+    let lanes = lanes();
     wide(lanes) * lanes
 }
 
@@ -217,7 +218,7 @@ fn product(
     if m == 0 || n == 0 {
         return;
     }
-    let lanes = on(generic, Lanes);
+    let lanes = if cfg!(test) && generic { on(true, Lanes) } else { lanes() };
     let wide = wide(lanes);
     let (b_rows, panel) = match b_rows {
         Rows::Walk(walk) => (walk, usize::MAX),
@@ -444,7 +445,20 @@ fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
 }
 
 /// Lanes of the instruction set that a dispatch takes.
-pub(super) struct Lanes;
+struct Lanes;
+
+/// [`Lanes`], asked once: a dispatch takes longer.
+pub(super) fn lanes() -> usize {
+    static LANES: AtomicUsize = AtomicUsize::new(0);
+    match LANES.load(Ordering::Relaxed) {
+        0 => {
+            let lanes = Lanes.dispatch();
+            LANES.store(lanes, Ordering::Relaxed);
+            lanes
+        }
+        lanes => lanes,
+    }
+}
 
 impl SimdOp for Lanes {
     type Output = usize;
@@ -723,7 +737,8 @@ fn tile<I: Isa, const MR: usize, const NV: usize, const TAIL: bool, const KIND: 
                 by_lane(isa, &av, steps[q].as_flattened(), &mut acc);
             }
             let left = if 4 * quads < inner { &b[4 * quads * width..inner * width] } else { &[] };
-            for (p, b) in left.chunks_exact(width).enumerate() {
+            // Counted by a row of A too, or else each step is checked against its length.
+            for ((p, _), b) in rows[0][4 * quads..].iter().enumerate().zip(left.chunks_exact(width)) {
                 let mut bv = [ops.zero(); NV];
                 for (v, bv) in bv.iter_mut().enumerate() {
                     *bv = ops.load(&b[v * lanes..]);

@@ -255,7 +255,14 @@ impl Conv {
 
     /// Scratch values for [`Conv::low_rank_gradient`] with `rank`.
     pub fn low_rank_work(&self, rank: usize) -> usize {
-        self.work() + 2 * self.chunk() * rank / self.geometry.groups
+        let turned = if self.reads_short_rows() { self.geometry.patch() * rank } else { 0 };
+        self.work() + 2 * self.chunk() * rank / self.geometry.groups + turned
+    }
+
+    /// Whether the values of a patch that stand side by side are fewer than most vectors have.
+    fn reads_short_rows(&self) -> bool {
+        let g = &self.geometry;
+        in_place(g) && g.kernel[1] * g.input_channels < 8
     }
 
     /// y = act(bias + W * x).
@@ -434,6 +441,7 @@ impl Conv {
         let rank = rank / g.groups;
         let (narrow, work) = work.split_at_mut(2 * self.chunk() * rank);
         let (h, e) = narrow.split_at_mut(self.chunk() * rank);
+        let (turned, work) = work.split_at_mut(if self.reads_short_rows() { patch * rank } else { 0 });
         for group in 0..g.groups {
             let a_t = &factors.a_t[group * patch * rank..][..patch * rank];
             let b = &factors.b[group * outputs * rank..][..outputs * rank];
@@ -448,9 +456,20 @@ impl Conv {
                 gemm_from(Start::Zero, rows, rank, outputs, dz, g.output_channels, 1, b, rank, e, rank);
                 h.iter_mut().chain(e.iter_mut()).for_each(|v| *v *= scale);
                 for (taps, offset) in tap_rows(patches.columns, patch) {
-                    let e = Matrix { values: e, rows: Walk::even(1), columns: Walk::even(rank) };
-                    let (col, da) = (&patches.values[offset..], &mut da[taps.start..]);
-                    gemm_walk(Start::Add, rank, taps.len(), rows, e, col, patches.rows, da, patch, None);
+                    let col = &patches.values[offset..];
+                    if turned.is_empty() {
+                        let e = Matrix { values: e, rows: Walk::even(1), columns: Walk::even(rank) };
+                        let da = &mut da[taps.start..];
+                        gemm_walk(Start::Add, rank, taps.len(), rows, e, col, patches.rows, da, patch, None);
+                    } else {
+                        // The other way round, where vectors along the taps would not be full.
+                        let col = Matrix { values: col, rows: Walk::even(1), columns: patches.rows };
+                        let da = &mut turned[taps.start * rank..];
+                        gemm_walk(Start::Zero, taps.len(), rank, rows, col, e, Walk::even(rank), da, rank, None);
+                    }
+                }
+                for (k, turned) in turned.chunks_exact(rank.max(1)).enumerate() {
+                    da[k..].iter_mut().step_by(patch).zip(turned).for_each(|(da, t)| *da += t);
                 }
                 gemm(rank, outputs, rows, h, 1, rank, dz, g.output_channels, dbt, outputs);
             }

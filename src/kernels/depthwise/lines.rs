@@ -13,7 +13,7 @@ use std::ops::Range;
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp};
 
-use super::{Depthwise, Lanes};
+use super::{Depthwise, lanes};
 
 /// Outputs of the longest piece: with a vector of the input and a row of taps they leave some of 16 registers.
 const LONGEST: usize = 8;
@@ -74,7 +74,7 @@ impl Depthwise<'_> {
         if !square || g.dilation != [1, 1] || g.stride != [stride; 2] || stride > if self.back { 2 } else { 1 } {
             return false;
         }
-        if channels > ZEROS.len() || !channels.is_multiple_of(WIDE * Lanes.dispatch()) {
+        if channels > ZEROS.len() || !channels.is_multiple_of(WIDE * lanes()) {
             return false;
         }
         for row_phase in 0..stride {
