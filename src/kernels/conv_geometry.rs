@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-/// A row of fewer values is short.
+/// Values of a row below which a whole window is cleared before its rows are copied, not the padding of each row.
 const SHORT: usize = 64;
 
 /// Sizes of a convolution on one sample, channels last; `[height, width]` each.

@@ -11,7 +11,8 @@
 //!
 //! The input gradient is the convolution with reversed taps: `u0` and `u3` change places, `u1` and `u2` stay.
 //!
-//! A value depends on where it stands along the axis, even or odd, in its last bits; on nothing else.
+//! A value depends on where it stands along the axis, even or odd, in its last bits; on nothing else. Not a number comes to the
+//! outputs that read it and to no other; an infinity may come to them as not a number, as it is subtracted from itself.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -54,11 +55,20 @@ impl<'a> Winograd<'a> {
         (taps && fits && some).then_some(Self { g, axis })
     }
 
-    /// Whether it takes clearly less time than the products one by one.
+    /// Whether it takes clearly less time than the products one by one: less than 5/6 of them are left, values move little
+    /// beside them, stay near, and few lines are read again with the next ones.
     pub fn pays(&self) -> bool {
         let extent = self.g.output[self.axis];
         let channels = self.g.input_channels.min(self.g.output_channels);
-        channels >= CHANNELS && 5 * 3 * extent >= 6 * POINTS * extent.div_ceil(2)
+        let (before, after) = (3 * extent, POINTS * extent.div_ceil(2));
+        let (lines, inputs) = (self.chunk(), self.reads(self.chunk()));
+        channels >= CHANNELS && 5 * before >= 6 * after && self.values(lines) <= 2 * VALUES && inputs <= 2 * lines + 2
+    }
+
+    /// Values that `lines` of tiles are made from and become.
+    fn values(&self, lines: usize) -> usize {
+        let channels = self.reads(lines) * self.g.input_channels + lines * self.g.output_channels;
+        POINTS * self.tiles_a_line() * channels
     }
 
     /// Tiles side by side: a row of them along the columns, else those of as many columns as there are.
@@ -91,11 +101,7 @@ impl<'a> Winograd<'a> {
 
     /// Scratch values for [`Winograd::convolve`].
     pub fn work_len(&self) -> usize {
-        let (g, lines) = (self.g, self.chunk());
-        let tiles = self.tiles_a_line();
-        let inputs = self.reads(lines) * tiles * g.input_channels;
-        let products = lines * tiles * g.output_channels;
-        POINTS * (inputs + products) + self.run(g.input_channels) + self.run(g.output_channels)
+        self.values(self.chunk()) + self.run(self.g.input_channels) + self.run(self.g.output_channels)
     }
 
     /// Steps of a product: the channels and the taps of the other axis.

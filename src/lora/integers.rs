@@ -5,7 +5,7 @@
 //! position more than the merged form, half of them forward: 4% of a layer of 768 x 768 with rank 8.
 //!
 //! Other convolutions merge it into each block of floats, `r·patch·out` multiply-adds a clip and direction, and so have the
-//! bits of the merged layer in floats.
+//! bits of the merged layer in floats that is not [`Conv::tiled`].
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ use crate::graph::Site;
 use crate::ops::conv::{Conv, ConvWeights, Factors, pack_groups, transpose};
 use crate::ops::conv_transpose::ConvTranspose;
 use crate::ops::integer_dense::IntegerWeights;
-use crate::ops::rows::{RowWindow, conv_window};
+use crate::ops::rows::RowWindow;
 
 /// Ranks a group up to here run beside the frozen weight: 128 positions of them stay in L1.
 const MAX_RANK: usize = 64;
@@ -204,7 +204,7 @@ impl SharedLayer {
     /// See [`crate::ops::Operator::row_window`].
     pub fn row_window(&self, rows: usize) -> Option<RowWindow> {
         let floats = matches!(self.weights, SharedWeights::Floats(_) | SharedWeights::Depthwise(_));
-        floats.then(|| conv_window(&self.conv.geometry, rows)).flatten()
+        floats.then(|| self.conv.row_window(rows)).flatten()
     }
 
     /// The layer for rows `range` of the output, with the same adapter; see [`crate::ops::Operator::part`].

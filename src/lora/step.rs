@@ -290,8 +290,8 @@ impl SiteStep {
             return out;
         }
         out.weights.w.resize(self.weight_len(), 0.0);
-        if !self.depthwise {
-            out.weights.make_room(&self.conv);
+        if self.held {
+            out.weights.wt.resize(self.weight_len(), 0.0);
         }
         let g = &self.conv.geometry;
         match self.adaptation {

@@ -44,15 +44,15 @@ const ROW: usize = 3;
 /// recurrent, embeddings).
 #[derive(Clone, Debug, Default)]
 pub struct ConvWeights {
-    /// `[groups][patch, group_outputs]`.
+    /// `[groups][patch, group_outputs]`; empty in a frozen layer that reads `u`.
     pub w: Vec<f32>,
-    /// `[groups][group_outputs, patch]`; empty where no input gradient is wanted.
+    /// `[groups][group_outputs, patch]`; empty where no input gradient is wanted, or `ut` is read.
     pub wt: Vec<f32>,
     /// `[output_channels]`, or empty.
     pub bias: Vec<f32>,
-    /// `w` as [`Conv::tiled`] wants it, else empty.
+    /// `[4][patch / 3, outputs]` as [`Winograd::weights`] leaves it, where the layer is [`Conv::tiled`]; else empty.
     pub u: Vec<f32>,
-    /// The same of `wt`.
+    /// `[4][patch / 3, inputs]` as [`Winograd::mirror_weights`] leaves it, for the input gradient; else empty.
     pub ut: Vec<f32>,
 }
 
@@ -64,17 +64,8 @@ impl ConvWeights {
         Self { w, bias, ..Self::default() }
     }
 
-    /// Makes room for what [`ConvWeights::derive`] fills, way back and all.
-    pub(crate) fn make_room(&mut self, conv: &Conv) {
-        let len = conv.tiles(&conv.geometry).map_or(0, |layer| layer.weights_len());
-        self.u.resize(len, 0.0);
-        match conv.tiles_back() {
-            true => self.ut.resize(len, 0.0),
-            false => self.wt.resize(self.w.len(), 0.0),
-        }
-    }
-
-    /// Fills from `w` what `conv` reads: for the forward pass, and with `backward` for the input gradient.
+    /// Fills from `w` what `conv` reads beside it: for the forward pass, and with `backward` for the input gradient. Room is made
+    /// the first time.
     pub fn derive(&mut self, conv: &Conv, backward: bool) {
         if let Some(layer) = conv.tiles(&conv.geometry) {
             self.u.resize(layer.weights_len(), 0.0);
@@ -255,14 +246,16 @@ impl Conv {
 
     /// Scratch values for [`Conv::low_rank_gradient`] with `rank`.
     pub fn low_rank_work(&self, rank: usize) -> usize {
-        let turned = if self.reads_short_rows() { self.geometry.patch() * rank } else { 0 };
-        self.work() + 2 * self.chunk() * rank / self.geometry.groups + turned
+        let rank = rank / self.geometry.groups;
+        self.work() + 2 * self.chunk() * rank + self.turned_len(rank)
     }
 
-    /// Whether the values of a patch that stand side by side are fewer than most vectors have.
-    fn reads_short_rows(&self) -> bool {
+    /// Values of a factor gradient that is summed as `[patch, rank]` first: where fewer values of a patch stand side by side than
+    /// there are ranks, and than a vector of eight has lanes.
+    fn turned_len(&self, rank: usize) -> usize {
         let g = &self.geometry;
-        in_place(g) && g.kernel[1] * g.input_channels < 8
+        let together = g.kernel[1] * g.input_channels;
+        if in_place(g) && together < rank.min(8) { g.patch() * rank } else { 0 }
     }
 
     /// y = act(bias + W * x).
@@ -274,24 +267,19 @@ impl Conv {
             Some(bias) => Start::Bias(bias),
             None => Start::Zero,
         };
-        let tiled = self.tiles(g).filter(|_| !weights.u.is_empty());
-        if let Some(layer) = tiled {
+        if let Some(layer) = self.tiles(g).filter(|_| !weights.u.is_empty()) {
             layer.convolve(start(0), x, &weights.u, y, clamp, work);
-        }
-        let groups = if tiled.is_some() { 0 } else { g.groups };
-        for group in 0..groups {
-            let w = &weights.w[group * patch * outputs..][..patch * outputs];
-            let start = start(group);
-            if in_place(g) {
-                convolve(g, start, x, w, y, clamp, work);
-                continue;
-            }
+        } else if in_place(g) {
+            convolve(g, start(0), x, &weights.w, y, clamp, work);
+        } else {
             let step = if g.is_pointwise() { g.positions() } else { self.chunk() };
-            for range in chunks(g.positions(), step) {
-                let y = &mut y[range.start * g.output_channels + group * outputs..];
-                let rows = range.len();
-                let patches = self.patches(x, group, range, work);
-                gemm_packed(start, rows, outputs, patch, patches, w, y, g.output_channels, clamp);
+            for (group, w) in groups(g, &weights.w).enumerate() {
+                for range in chunks(g.positions(), step) {
+                    let y = &mut y[range.start * g.output_channels + group * outputs..];
+                    let rows = range.len();
+                    let patches = self.patches(x, group, range, work);
+                    gemm_packed(start(group), rows, outputs, patch, patches, w, y, g.output_channels, clamp);
+                }
             }
         }
         if !saved.is_empty() {
@@ -339,6 +327,7 @@ impl Conv {
         let (patch, outputs) = (g.patch(), g.group_outputs());
         let rank = rank / g.groups;
         let clamp = self.activation.bounds();
+        debug_assert!(self.tiled.is_none(), "the frozen weight is read tap by tap");
         let (h, work) = work.split_at_mut(self.chunk() * rank);
         for group in 0..g.groups {
             let a_t = &factors.a_t[group * patch * rank..][..patch * rank];
@@ -441,7 +430,7 @@ impl Conv {
         let rank = rank / g.groups;
         let (narrow, work) = work.split_at_mut(2 * self.chunk() * rank);
         let (h, e) = narrow.split_at_mut(self.chunk() * rank);
-        let (turned, work) = work.split_at_mut(if self.reads_short_rows() { patch * rank } else { 0 });
+        let (turned, work) = work.split_at_mut(self.turned_len(rank));
         for group in 0..g.groups {
             let a_t = &factors.a_t[group * patch * rank..][..patch * rank];
             let b = &factors.b[group * outputs * rank..][..outputs * rank];

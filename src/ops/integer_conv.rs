@@ -3,7 +3,7 @@
 //! Formulas and shapes as in [`super::conv`], [`super::depthwise`] and [`super::conv_transpose`], with
 //! W[o, i, t] = (q[o, i, t] − z) · s as the file has it. A block of W is turned into packed floats, once a clip and
 //! direction, and with a low-rank pair merged there: W + s·B·A. The sums are those of the layer in floats in the same order, so
-//! that the result has its bits.
+//! that the result has its bits, unless floats take two outputs at a time ([`Conv::tiled`]).
 
 use std::sync::Arc;
 

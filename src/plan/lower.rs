@@ -47,11 +47,11 @@ struct Placed {
 /// Along which axes convolutions may take two outputs at a time ([`Winograd`]): a value then depends on where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tiling {
-    /// None: the layers' factors come with the call, and their products are made one by one.
+    /// No axis, where factors come with the call.
     None,
-    /// Not along the rows, which have the same bits wherever they stand in a window.
+    /// The columns; rows have the same bits wherever they stand in a window.
     Columns,
-    /// Both.
+    /// Either axis.
     All,
 }
 
@@ -639,7 +639,7 @@ impl<'a> Lowering<'a> {
         *y = written;
         let (len, multiply_adds) = (geometry.output_len(), geometry.multiply_adds());
         let depthwise = geometry.is_depthwise();
-        let tiled = self.tiled(&geometry);
+        let tiled = self.tiled(&geometry).filter(|_| matches!(weights, Packed::Floats(_)));
         let conv = Conv { tiled, ..Conv::new(geometry, activation) };
         let weights = match (weights, sharing) {
             (Packed::Floats(weights), Some(sharing)) => {

@@ -123,6 +123,24 @@ fn agrees_with_the_oracle() {
 }
 
 #[test]
+fn not_a_number_comes_to_what_reads_it() {
+    for (g, axis) in geometries() {
+        let layer = Winograd::along(&g, axis).unwrap();
+        let w = vec![1.0; g.patch() * g.output_channels];
+        let u = transformed(layer, &w);
+        for at in 0..g.input_len().min(60) {
+            let mut x = vec![0.5; g.input_len()];
+            x[at] = f32::NAN;
+            let (mut y, mut work) = (vec![0.0; g.output_len()], vec![0.0; layer.work_len()]);
+            layer.convolve(Start::Zero, &x, &u, &mut y, None, &mut work);
+            for (y, [sum, _]) in y.iter().zip(oracle(&g, axis, &x, &w)) {
+                assert_eq!(y.is_nan(), sum.is_nan(), "{g:?} at {at}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_way_back_is_the_convolution_with_reversed_taps() {
     for (index, (g, axis)) in geometries().into_iter().enumerate() {
         let Some(mirror) = g.mirrored() else { continue };
