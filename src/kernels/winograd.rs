@@ -82,7 +82,8 @@ impl<'a> Winograd<'a> {
 
     /// Lines at a time, of nearly one number.
     fn chunk(&self) -> usize {
-        let channels = self.g.input_channels + self.g.output_channels;
+        // Whatever the outputs: of a pair of factors, room for the largest rank is room for all.
+        let channels = 2 * self.g.input_channels;
         let tiles = (VALUES / (POINTS * channels)).clamp(*TILES.start(), *TILES.end());
         let most = tiles.div_ceil(self.tiles_a_line());
         self.lines().div_ceil(self.lines().div_ceil(most))

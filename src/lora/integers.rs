@@ -110,7 +110,7 @@ impl Beside {
     /// Room for the factors, for s·Bᵀ and, behind it, s·A, or A where the pair is merged.
     pub(super) fn room(&self) -> (Factors, Vec<f32>) {
         let (a, b) = (self.a_len(), self.b_len());
-        (Factors { a_t: vec![0.0; a], b: vec![0.0; b] }, vec![0.0; a + b])
+        (Factors { a_t: vec![0.0; a], b: vec![0.0; b], ..Factors::default() }, vec![0.0; a + b])
     }
 
     pub(super) fn prepare(&self, params: &[f32], factors: &mut Factors, scaled: &mut [f32]) {

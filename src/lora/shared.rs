@@ -150,7 +150,7 @@ impl SharedLayer {
     fn beside(&self, a: &[f32], bt: &[f32], rank: usize, scale: f32) -> SiteWeights {
         let g = &self.conv.geometry;
         let (patch, outputs, rank) = (g.patch(), g.group_outputs(), rank / g.groups);
-        let mut factors = Factors { a_t: vec![0.0; a.len()], b: vec![0.0; bt.len()] };
+        let mut factors = Factors { a_t: vec![0.0; a.len()], b: vec![0.0; bt.len()], ..Factors::default() };
         let mut turned = vec![0.0; rank * patch];
         for (a, packed) in a.chunks_exact(rank * patch).zip(factors.a_t.chunks_exact_mut(rank * patch)) {
             transpose(a, rank, patch, &mut turned);
@@ -160,6 +160,7 @@ impl SharedLayer {
             crate::kernels::gemm::pack(rank, outputs, b, packed);
         }
         factors.b.iter_mut().for_each(|b| *b *= scale);
+        self.conv.derive_factors(&mut factors, rank);
         SiteWeights { factors, ..SiteWeights::default() }
     }
 

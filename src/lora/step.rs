@@ -80,7 +80,7 @@ impl SiteWeights {
     /// Bytes of all values.
     pub fn bytes(&self) -> usize {
         let ConvWeights { w, wt, bias, u, ut } = &self.weights;
-        let all = [w, wt, bias, u, ut, &self.factors.a_t, &self.factors.b, &self.scratch];
+        let all = [w, wt, bias, u, ut, &self.factors.a_t, &self.factors.b, &self.factors.u, &self.scratch];
         all.map(Vec::len).iter().sum::<usize>() * size_of::<f32>()
     }
 }

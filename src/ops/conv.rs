@@ -169,6 +169,8 @@ pub struct Factors {
     pub a_t: Vec<f32>,
     /// B: `[groups][group_outputs, rank / groups]`.
     pub b: Vec<f32>,
+    /// Aᵀ as [`Winograd::weights`] leaves it, for [`Conv::forward_beside`] of a [`Conv::tiled`] layer; else empty.
+    pub u: Vec<f32>,
 }
 
 /// A convolution without its weights.
@@ -309,7 +311,25 @@ impl Conv {
 
     /// Scratch values for [`Conv::forward_beside`] with ranks up to `rank`.
     pub fn beside_work(&self, rank: usize) -> usize {
-        self.work() + self.chunk() * rank / self.geometry.groups
+        let g = self.of_rank(rank);
+        match self.tiles(&g) {
+            Some(layer) => self.work().max(layer.work_len()) + g.output_len(),
+            None => self.work() + self.chunk() * rank / self.geometry.groups,
+        }
+    }
+
+    /// The convolution by Aᵀ alone, of one group.
+    fn of_rank(&self, rank: usize) -> ConvGeometry {
+        ConvGeometry { output_channels: rank, ..self.geometry.clone() }
+    }
+
+    /// Fills what [`Conv::forward_beside`] reads of the packed `a_t` of a tiled layer.
+    pub(crate) fn derive_factors(&self, factors: &mut Factors, rank: usize) {
+        let g = self.of_rank(rank);
+        if let Some(layer) = self.tiles(&g) {
+            factors.u.resize(layer.weights_len(), 0.0);
+            layer.weights(&factors.a_t, &mut factors.u);
+        }
     }
 
     /// y = act(bias + W * x + (patch(x)·Aᵀ)·Bᵀ), `factors` packed: Aᵀ `[groups][patch, rank / groups]` and Bᵀ
@@ -327,7 +347,15 @@ impl Conv {
         let (patch, outputs) = (g.patch(), g.group_outputs());
         let rank = rank / g.groups;
         let clamp = self.activation.bounds();
-        debug_assert!(self.tiled.is_none(), "the frozen weight is read tap by tap");
+        let narrow = self.of_rank(rank);
+        if let (Some(weights), Some(layer), Some(pair)) = (weights, self.tiles(g), self.tiles(&narrow)) {
+            let start = if weights.bias.is_empty() { Start::Zero } else { Start::Bias(&weights.bias) };
+            let (h, work) = work.split_at_mut(narrow.output_len());
+            layer.convolve(start, x, &weights.u, y, None, work);
+            pair.convolve(Start::Zero, x, &factors.u, h, None, work);
+            let h = Matrix { values: h, rows: Walk::even(rank), columns: Walk::even(1) };
+            return gemm_packed(Start::Add, g.positions(), outputs, rank, h, &factors.b, y, outputs, clamp);
+        }
         let (h, work) = work.split_at_mut(self.chunk() * rank);
         for group in 0..g.groups {
             let a_t = &factors.a_t[group * patch * rank..][..patch * rank];

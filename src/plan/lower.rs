@@ -47,8 +47,6 @@ struct Placed {
 /// Along which axes convolutions may take two outputs at a time ([`Winograd`]): a value then depends on where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tiling {
-    /// No axis, where factors come with the call.
-    None,
     /// The columns; rows have the same bits wherever they stand in a window.
     Columns,
     /// Either axis.
@@ -102,7 +100,6 @@ impl<'a> Lowering<'a> {
     /// The axis along which a convolution takes two outputs at a time.
     fn tiled(&self, g: &ConvGeometry) -> Option<usize> {
         let may = |axis: &usize| match self.tiling {
-            Tiling::None => false,
             Tiling::Columns => *axis != axis_of_rows(g),
             Tiling::All => true,
         };
@@ -614,7 +611,8 @@ impl<'a> Lowering<'a> {
             if index.is_none() && !geometry.is_depthwise() {
                 let conv = Conv { tiled, ..Conv::new(geometry.clone(), Activation::None) };
                 weights.derive(&conv, trains);
-                if tiled.is_some() {
+                // Where factors come with the call, one may be merged with the weights.
+                if tiled.is_some() && self.shared.is_empty() {
                     weights.w = Vec::new();
                 }
             }

@@ -126,7 +126,7 @@ fn weight_and_low_rank_gradients_against_the_oracle() {
         let a = values(21, rank * patch);
         let bt = values(22, 2 * g.output_channels);
         let scale = 0.75;
-        let mut factors = Factors { a_t: vec![0.0; a.len()], b: vec![0.0; bt.len()] };
+        let mut factors = Factors { a_t: vec![0.0; a.len()], b: vec![0.0; bt.len()], ..Factors::default() };
         let (mut da_want, mut dbt_want) = (vec![0.0; a.len()], vec![0.0; bt.len()]);
         for group in 0..g.groups {
             transpose(&a[group * 2 * patch..][..2 * patch], 2, patch, &mut factors.a_t[group * 2 * patch..]);

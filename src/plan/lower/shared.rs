@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Lowering, Tiling};
+use super::Lowering;
 use crate::graph::{Node, NodeId, Site};
 use crate::lora::{Folded, SharedLayer, SharedWeights, SiteStep};
 use crate::ops::conv::{Conv, ConvWeights};
@@ -19,7 +19,7 @@ pub(super) struct Sharing {
 impl<'a> Lowering<'a> {
     /// Leaves these sites to the calls.
     pub(in crate::plan) fn shared(self, sites: &'a [Site]) -> Self {
-        Self { shared: sites, shared_layers: vec![None; sites.len()], tiling: Tiling::None, ..self }
+        Self { shared: sites, shared_layers: vec![None; sites.len()], ..self }
     }
 
     /// How node `id`, or the node that it is a copy of, is shared.
