@@ -351,10 +351,10 @@ impl Conv {
         if let (Some(weights), Some(layer), Some(pair)) = (weights, self.tiles(g), self.tiles(&narrow)) {
             let start = if weights.bias.is_empty() { Start::Zero } else { Start::Bias(&weights.bias) };
             let (h, work) = work.split_at_mut(narrow.output_len());
-            layer.convolve(start, x, &weights.u, y, None, work);
             pair.convolve(Start::Zero, x, &factors.u, h, None, work);
             let h = Matrix { values: h, rows: Walk::even(rank), columns: Walk::even(1) };
-            return gemm_packed(Start::Add, g.positions(), outputs, rank, h, &factors.b, y, outputs, clamp);
+            gemm_packed(start, g.positions(), outputs, rank, h, &factors.b, y, outputs, None);
+            return layer.convolve(Start::Add, x, &weights.u, y, clamp, work);
         }
         let (h, work) = work.split_at_mut(self.chunk() * rank);
         for group in 0..g.groups {
