@@ -285,6 +285,10 @@ mod binary {
                     }
                 }
             }
+            // As a kill in the middle of a write leaves it.
+            if scene.path("run").exists() {
+                std::fs::write(scene.path("run/.adapt.checkpoint.begun"), "half").unwrap();
+            }
             let last = scene.run(&format!("{LINE} --out out --checkpoint run --json"));
             assert_eq!(last.status.code(), Some(0), "{}", String::from_utf8_lossy(&last.stderr));
             resumed += usize::from(String::from_utf8_lossy(&last.stderr).contains("going on at step"));

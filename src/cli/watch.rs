@@ -272,6 +272,13 @@ impl Watch {
             }
             _ => {}
         }
+        // What a run that was killed in the middle of a write left of it.
+        let begun = format!(".{CHECKPOINT}.");
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&begun) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
         // It stays where there is something else in it.
         let _ = std::fs::remove_dir(folder);
         Ok(())
