@@ -16,11 +16,10 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rten_simd::isa::GenericIsa;
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
-use super::between;
+use super::{between, on};
 
 /// What a tile of C starts from.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +106,27 @@ pub fn pack(k: usize, n: usize, b: &[f32], packed: &mut [f32]) {
 pub fn panels(k: usize, n: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
     let width = panel();
     (0..n).step_by(width).map(move |start| (start..n.min(start + width), start * k))
+}
+
+/// Writes the packed `[taps · outputs, inputs]` from the packed `[taps · inputs, outputs]`, taps in reverse.
+///
+/// # Panics
+/// If a slice is too short.
+pub fn transpose_packed(taps: usize, inputs: usize, outputs: usize, w: &[f32], wt: &mut [f32]) {
+    for tap in 0..taps {
+        let (from, to) = (tap * inputs, (taps - 1 - tap) * outputs);
+        for (columns, at) in panels(taps * inputs, outputs) {
+            let width = columns.len();
+            for (rows, to_at) in panels(taps * outputs, inputs) {
+                let height = rows.len();
+                for (i, o) in columns.clone().enumerate() {
+                    let wt = &mut wt[to_at + (to + o) * height..][..height];
+                    let w = &w[at + (from + rows.start) * width + i..];
+                    wt.iter_mut().zip(w.iter().step_by(width)).for_each(|(t, w)| *t = *w);
+                }
+            }
+        }
+    }
 }
 
 /// Where a matrix stands.
@@ -440,13 +460,6 @@ fn steps_a_place(lanes: usize) -> usize {
     if lanes == 4 { 4 } else { 1 }
 }
 
-fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
-    if cfg!(test) && generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
-}
-
-/// Lanes of the instruction set that a dispatch takes.
-struct Lanes;
-
 /// [`Lanes`], asked once: a dispatch takes longer.
 pub(super) fn lanes() -> usize {
     static LANES: AtomicUsize = AtomicUsize::new(0);
@@ -459,6 +472,9 @@ pub(super) fn lanes() -> usize {
         lanes => lanes,
     }
 }
+
+/// Lanes of the instruction set that a dispatch takes.
+struct Lanes;
 
 impl SimdOp for Lanes {
     type Output = usize;

@@ -7,9 +7,10 @@
 //! Where a value is masked in place on x86-64, zero is added first: otherwise LLVM stores through a mask, which costs some
 //! twenty cycles a vector on AMD's Zen (seen in the profile of a DS-CNN).
 
-use rten_simd::isa::GenericIsa;
 use rten_simd::ops::{BitOps, IntOps, MaskOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
+
+use super::on;
 
 /// Bits of a word.
 const BITS: usize = 32;
@@ -83,11 +84,6 @@ pub fn clamp_in_place(low: f32, high: f32, y: &mut [f32]) {
 /// y = x where x is positive, else αx.
 pub fn leaky(x: &[f32], alpha: f32, y: &mut [f32]) {
     on(false, Leaky { x, alpha, y });
-}
-
-/// `generic` takes the token without SIMD, for the tests.
-fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
-    if cfg!(test) && generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
 }
 
 /// The leading values, padded with zeros where fewer are left than a vector has.

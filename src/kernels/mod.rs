@@ -16,8 +16,14 @@ pub mod norm;
 pub mod pool;
 pub mod winograd;
 
-use rten_simd::Isa;
+use rten_simd::isa::GenericIsa;
 use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, SimdOp};
+
+/// `generic` takes the token without SIMD, for the tests.
+fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
+    if cfg!(test) && generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
+}
 
 /// `x` between two bounds, lower first; not a number stays.
 #[inline(always)]

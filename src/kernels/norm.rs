@@ -2,8 +2,9 @@
 //!
 //! Sums have sixteen chains on every machine, which are added in order: the same bits whatever the vectors.
 
-use rten_simd::isa::GenericIsa;
 use rten_simd::{Isa, SimdOp};
+
+use super::on;
 
 /// Chains of a sum; the widest vectors.
 const LANES: usize = 16;
@@ -39,11 +40,6 @@ pub fn forward(
 /// Adds to dx; `kept [4 rows]` as [`Statistics`] in its order. `dy` becomes dy · scale.
 pub fn vjp(centred: bool, count: usize, x: &[f32], scale: &[f32], kept: &[f32], dy: &mut [f32], dx: &mut [f32]) {
     on(false, Vjp { centred, count, x, scale, kept, dy, dx });
-}
-
-/// `generic` takes the token without SIMD, for the tests.
-fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
-    if cfg!(test) && generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
 }
 
 /// Σ f(a, b) over two slices of one length.

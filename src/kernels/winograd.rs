@@ -16,13 +16,12 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use rten_simd::isa::GenericIsa;
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp};
 
-use super::between;
 use super::conv_geometry::ConvGeometry;
-use super::gemm::{Matrix, Start, Walk, gemm_packed, panels};
+use super::gemm::{Matrix, Start, Walk, gemm_packed, panels, transpose_packed};
+use super::{between, on};
 
 /// Products a tile.
 const POINTS: usize = 4;
@@ -218,31 +217,6 @@ impl<'a> Winograd<'a> {
             on(generic, Outputs { layer: *self, add, clamp, m, spare, y });
         }
     }
-}
-
-/// Writes the packed `[taps · outputs, inputs]` from the packed `[taps · inputs, outputs]`, taps in reverse.
-///
-/// # Panics
-/// If a slice is too short.
-pub fn transpose_packed(taps: usize, inputs: usize, outputs: usize, w: &[f32], wt: &mut [f32]) {
-    for tap in 0..taps {
-        let (from, to) = (tap * inputs, (taps - 1 - tap) * outputs);
-        for (columns, at) in panels(taps * inputs, outputs) {
-            let width = columns.len();
-            for (rows, to_at) in panels(taps * outputs, inputs) {
-                let height = rows.len();
-                for (i, o) in columns.clone().enumerate() {
-                    let wt = &mut wt[to_at + (to + o) * height..][..height];
-                    let w = &w[at + (from + rows.start) * width + i..];
-                    wt.iter_mut().zip(w.iter().step_by(width)).for_each(|(t, w)| *t = *w);
-                }
-            }
-        }
-    }
-}
-
-fn on<O: SimdOp>(generic: bool, op: O) -> O::Output {
-    if cfg!(test) && generic { op.eval(GenericIsa::new()) } else { op.dispatch() }
 }
 
 #[inline(always)]

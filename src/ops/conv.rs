@@ -31,8 +31,10 @@ use super::conv_geometry::ConvGeometry;
 use super::rows::{self, Part, RowWindow};
 use super::unary::Activation;
 use super::{Keeps, MAX_INPUTS, Operator};
-use crate::kernels::gemm::{Matrix, Start, Walk, gemm, gemm_from, gemm_packed, gemm_walk, pack, panels};
-use crate::kernels::winograd::{Winograd, transpose_packed};
+use crate::kernels::gemm::{
+    Matrix, Start, Walk, gemm, gemm_from, gemm_packed, gemm_walk, pack, panels, transpose_packed,
+};
+use crate::kernels::winograd::Winograd;
 
 /// Output positions whose patches are in memory at a time: 128 rows of a patch of some hundred values stay in L2.
 pub(super) const POSITIONS: usize = 128;
@@ -472,6 +474,9 @@ impl Conv {
                 gemm_walk(Start::Zero, rows, rank, patch, patches, a_t, Walk::even(rank), h, rank, None);
                 gemm_from(Start::Zero, rows, rank, outputs, dz, g.output_channels, 1, b, rank, e, rank);
                 h.iter_mut().chain(e.iter_mut()).for_each(|v| *v *= scale);
+                for (k, turned) in turned.chunks_exact_mut(rank.max(1)).enumerate() {
+                    turned.iter_mut().zip(da[k..].iter().step_by(patch)).for_each(|(t, da)| *t = *da);
+                }
                 for (taps, offset) in tap_rows(patches.columns, patch) {
                     let col = &patches.values[offset..];
                     if turned.is_empty() {
@@ -482,11 +487,11 @@ impl Conv {
                         // The other way round, where vectors along the taps would not be full.
                         let col = Matrix { values: col, rows: Walk::even(1), columns: patches.rows };
                         let da = &mut turned[taps.start * rank..];
-                        gemm_walk(Start::Zero, taps.len(), rank, rows, col, e, Walk::even(rank), da, rank, None);
+                        gemm_walk(Start::Add, taps.len(), rank, rows, col, e, Walk::even(rank), da, rank, None);
                     }
                 }
                 for (k, turned) in turned.chunks_exact(rank.max(1)).enumerate() {
-                    da[k..].iter_mut().step_by(patch).zip(turned).for_each(|(da, t)| *da += t);
+                    da[k..].iter_mut().step_by(patch).zip(turned).for_each(|(da, t)| *da = *t);
                 }
                 gemm(rank, outputs, rows, h, 1, rank, dz, g.output_channels, dbt, outputs);
             }

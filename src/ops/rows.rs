@@ -181,20 +181,21 @@ mod tests {
                     let weights = Arc::new(ConvWeights { w, bias, ..ConvWeights::default() });
                     check(&FrozenDepthwise { conv, weights }, rows, row, 1);
                 } else {
-                    let mut weights = ConvWeights::new(&g, &w, bias);
+                    let weights = ConvWeights::new(&g, &w, bias);
                     check(&FrozenConv { conv: conv.clone(), weights: Arc::new(weights.clone()) }, rows, row, 1);
                     for axis in [0, 1] {
                         let conv = Conv { tiled: Some(axis), ..conv.clone() };
+                        let mut weights = weights.clone();
                         weights.derive(&conv, false);
-                        let tiled = !std::mem::take(&mut weights.u).is_empty();
-                        let op = FrozenConv { conv, weights: Arc::new(weights.clone()) };
+                        let tiled = !weights.u.is_empty();
+                        if tiled {
+                            weights.w = Vec::new();
+                        }
+                        let op = FrozenConv { conv, weights: Arc::new(weights) };
                         if axis == axis_of_rows(&g) {
                             assert!(op.row_window(rows).is_none());
                         } else if tiled {
-                            let mut weights = weights.clone();
-                            weights.derive(&op.conv, false);
-                            weights.w = Vec::new();
-                            check(&FrozenConv { weights: Arc::new(weights), ..op }, rows, row, 1);
+                            check(&op, rows, row, 1);
                         }
                     }
                 }
