@@ -42,6 +42,17 @@ pub struct Winograd<'a> {
     axis: usize,
 }
 
+/// Factors beside the weights of a layer, A of the same taps.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'a> {
+    /// Columns of A.
+    pub rank: usize,
+    /// Aᵀ as [`Winograd::weights`] leaves it for as many outputs as there are ranks, `[4][patch / 3, rank]`.
+    pub u: &'a [f32],
+    /// Bᵀ `[rank, outputs]`, packed.
+    pub b: &'a [f32],
+}
+
 impl<'a> Winograd<'a> {
     /// Along `axis` (0: rows, 1: columns), where this can be done.
     pub fn along(g: &'a ConvGeometry, axis: usize) -> Option<Self> {
@@ -102,6 +113,13 @@ impl<'a> Winograd<'a> {
     /// Scratch values for [`Winograd::convolve`].
     pub fn work_len(&self) -> usize {
         self.values(self.chunk()) + self.run(self.g.input_channels) + self.run(self.g.output_channels)
+    }
+
+    /// Scratch values for [`Winograd::convolve_beside`] with ranks up to `rank`.
+    pub fn beside_work_len(&self, rank: usize) -> usize {
+        let more = rank.saturating_sub(self.g.output_channels);
+        let tiles = self.chunk() * self.tiles_a_line();
+        self.work_len() + POINTS * tiles * more + self.run(more) + 2 * tiles * rank
     }
 
     /// Steps of a product: the channels and the taps of the other axis.
@@ -166,7 +184,24 @@ impl<'a> Winograd<'a> {
         clamp: Option<[f32; 2]>,
         work: &mut [f32],
     ) {
-        self.run_on(start, x, u, y, clamp, work, false);
+        self.run_on(start, x, u, None, y, clamp, work, false);
+    }
+
+    /// [`Winograd::convolve`] with a pair of factors added: y = start + w * x + (a * x)·Bᵀ.
+    ///
+    /// # Panics
+    /// If a slice is too short; [`Winograd::beside_work_len`] says how long `work` is.
+    pub fn convolve_beside(
+        &self,
+        start: Start,
+        x: &[f32],
+        u: &[f32],
+        pair: Pair,
+        y: &mut [f32],
+        clamp: Option<[f32; 2]>,
+        work: &mut [f32],
+    ) {
+        self.run_on(start, x, u, Some(pair), y, clamp, work, false);
     }
 
     fn run_on(
@@ -174,48 +209,72 @@ impl<'a> Winograd<'a> {
         start: Start,
         x: &[f32],
         u: &[f32],
+        pair: Option<Pair>,
         y: &mut [f32],
         clamp: Option<[f32; 2]>,
         work: &mut [f32],
         generic: bool,
     ) {
-        let (g, tiles, steps) = (self.g, self.tiles_a_line(), self.steps());
+        let (g, tiles) = (self.g, self.tiles_a_line());
         let (inputs, outputs) = (g.input_channels, g.output_channels);
         let (zeros, work) = work.split_at_mut(self.run(inputs));
-        let (spare, work) = work.split_at_mut(self.run(outputs));
+        let (spare, work) = work.split_at_mut(self.run(outputs.max(pair.map_or(0, |pair| pair.rank))));
         zeros.fill(0.0);
         let (x, chunk) = (&x[..g.input_len()], self.chunk());
         for first in (0..self.lines()).step_by(chunk) {
             let lines = first..(first + chunk).min(self.lines());
-            let (v, m) = work.split_at_mut(POINTS * self.reads(lines.len()) * tiles * inputs);
-            let m = &mut m[..POINTS * lines.len() * tiles * outputs];
+            let (v, work) = work.split_at_mut(POINTS * self.reads(lines.len()) * tiles * inputs);
             on(generic, Inputs { layer: *self, lines: lines.clone(), x, zeros, v });
-            let jump = tiles * inputs;
-            let skips = self.axis == 1 && g.stride[0] > 1;
-            let rows =
-                if skips { Walk { inner: tiles, step: inputs, jump: g.stride[0] * jump } } else { Walk::even(inputs) };
-            let columns = Walk { inner: inputs, step: 1, jump: g.dilation[0] * jump };
-            let (v_len, m_len) = (v.len() / POINTS, m.len() / POINTS);
-            for (point, m) in m.chunks_exact_mut(m_len).enumerate() {
-                let a = Matrix { values: &v[point * v_len..][..v_len], rows, columns };
-                let u = &u[point * steps * outputs..][..steps * outputs];
-                // The bias goes to both outputs with m1.
-                let start = match start {
-                    Start::Bias(bias) if point == 1 => Start::Bias(bias),
-                    _ => Start::Zero,
-                };
-                gemm_packed(start, lines.len() * tiles, outputs, steps, a, u, m, outputs, None);
-            }
-            let y = match self.axis {
-                1 => &mut y[lines.start * g.output[1] * outputs..lines.end * g.output[1] * outputs],
-                _ => {
-                    &mut y[2 * lines.start * g.output[1] * outputs
-                        ..(2 * lines.end).min(g.output[0]) * g.output[1] * outputs]
-                }
+            let rows = if self.axis == 1 { lines.clone() } else { 2 * lines.start..(2 * lines.end).min(g.output[0]) };
+            let positions = rows.len() * g.output[1];
+            let y = &mut y[rows.start * g.output[1] * outputs..][..positions * outputs];
+            let Some(Pair { rank, u: a, b }) = pair else {
+                self.multiply(start, lines.len(), v, u, outputs, y, clamp, spare, work, generic);
+                continue;
             };
-            let add = matches!(start, Start::Add);
-            on(generic, Outputs { layer: *self, add, clamp, m, spare, y });
+            let (h, work) = work.split_at_mut(positions * rank);
+            self.multiply(Start::Zero, lines.len(), v, a, rank, h, None, spare, work, generic);
+            let h = Matrix { values: h, rows: Walk::even(rank), columns: Walk::even(1) };
+            gemm_packed(start, positions, outputs, rank, h, b, y, outputs, None);
+            self.multiply(Start::Add, lines.len(), v, u, outputs, y, clamp, spare, work, generic);
         }
+    }
+
+    /// y of `lines` of tiles, with as many `outputs` as `u` makes of `v`.
+    fn multiply(
+        &self,
+        start: Start,
+        lines: usize,
+        v: &[f32],
+        u: &[f32],
+        outputs: usize,
+        y: &mut [f32],
+        clamp: Option<[f32; 2]>,
+        spare: &mut [f32],
+        m: &mut [f32],
+        generic: bool,
+    ) {
+        let (g, tiles, steps) = (self.g, self.tiles_a_line(), self.steps());
+        let inputs = g.input_channels;
+        let (v_len, m_len) = (v.len() / POINTS, lines * tiles * outputs);
+        let m = &mut m[..POINTS * m_len];
+        let jump = tiles * inputs;
+        let skips = self.axis == 1 && g.stride[0] > 1;
+        let rows =
+            if skips { Walk { inner: tiles, step: inputs, jump: g.stride[0] * jump } } else { Walk::even(inputs) };
+        let columns = Walk { inner: inputs, step: 1, jump: g.dilation[0] * jump };
+        for (point, m) in m.chunks_exact_mut(m_len).enumerate() {
+            let a = Matrix { values: &v[point * v_len..][..v_len], rows, columns };
+            let u = &u[point * steps * outputs..][..steps * outputs];
+            // The bias goes to both outputs with m1.
+            let start = match start {
+                Start::Bias(bias) if point == 1 => Start::Bias(bias),
+                _ => Start::Zero,
+            };
+            gemm_packed(start, lines * tiles, outputs, steps, a, u, m, outputs, None);
+        }
+        let (add, spare) = (matches!(start, Start::Add), &mut spare[..self.run(outputs)]);
+        on(generic, Outputs { layer: *self, add, clamp, m, spare, y });
     }
 }
 

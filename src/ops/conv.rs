@@ -34,7 +34,7 @@ use super::{Keeps, MAX_INPUTS, Operator};
 use crate::kernels::gemm::{
     Matrix, Start, Walk, gemm, gemm_from, gemm_packed, gemm_walk, pack, panels, transpose_packed,
 };
-use crate::kernels::winograd::Winograd;
+use crate::kernels::winograd::{Pair, Winograd};
 
 /// Output positions whose patches are in memory at a time: 128 rows of a patch of some hundred values stay in L2.
 pub(super) const POSITIONS: usize = 128;
@@ -313,21 +313,15 @@ impl Conv {
 
     /// Scratch values for [`Conv::forward_beside`] with ranks up to `rank`.
     pub fn beside_work(&self, rank: usize) -> usize {
-        let g = self.of_rank(rank);
-        match self.tiles(&g) {
-            Some(layer) => self.work().max(layer.work_len()) + g.output_len(),
+        match self.tiles(&self.geometry) {
+            Some(layer) => self.work().max(layer.beside_work_len(rank)),
             None => self.work() + self.chunk() * rank / self.geometry.groups,
         }
     }
 
-    /// The convolution by Aᵀ alone, of one group.
-    fn of_rank(&self, rank: usize) -> ConvGeometry {
-        ConvGeometry { output_channels: rank, ..self.geometry.clone() }
-    }
-
     /// Fills what [`Conv::forward_beside`] reads of the packed `a_t` of a tiled layer.
     pub(crate) fn derive_factors(&self, factors: &mut Factors, rank: usize) {
-        let g = self.of_rank(rank);
+        let g = ConvGeometry { output_channels: rank, ..self.geometry.clone() };
         if let Some(layer) = self.tiles(&g) {
             factors.u.resize(layer.weights_len(), 0.0);
             layer.weights(&factors.a_t, &mut factors.u);
@@ -349,14 +343,10 @@ impl Conv {
         let (patch, outputs) = (g.patch(), g.group_outputs());
         let rank = rank / g.groups;
         let clamp = self.activation.bounds();
-        let narrow = self.of_rank(rank);
-        if let (Some(weights), Some(layer), Some(pair)) = (weights, self.tiles(g), self.tiles(&narrow)) {
+        if let (Some(weights), Some(layer)) = (weights, self.tiles(g)) {
             let start = if weights.bias.is_empty() { Start::Zero } else { Start::Bias(&weights.bias) };
-            let (h, work) = work.split_at_mut(narrow.output_len());
-            pair.convolve(Start::Zero, x, &factors.u, h, None, work);
-            let h = Matrix { values: h, rows: Walk::even(rank), columns: Walk::even(1) };
-            gemm_packed(start, g.positions(), outputs, rank, h, &factors.b, y, outputs, None);
-            return layer.convolve(Start::Add, x, &weights.u, y, clamp, work);
+            let pair = Pair { rank, u: &factors.u, b: &factors.b };
+            return layer.convolve_beside(start, x, &weights.u, pair, y, clamp, work);
         }
         let (h, work) = work.split_at_mut(self.chunk() * rank);
         for group in 0..g.groups {

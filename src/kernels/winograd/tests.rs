@@ -105,7 +105,7 @@ fn agrees_with_the_oracle() {
             ] {
                 let mut y = before.clone();
                 let mut work = vec![f32::NAN; layer.work_len()];
-                layer.run_on(start, &x, &u, &mut y, clamp, &mut work, generic);
+                layer.run_on(start, &x, &u, None, &mut y, clamp, &mut work, generic);
                 for (at, (got, [sum, magnitude])) in y.iter().zip(&sums).enumerate() {
                     let first = match start {
                         Start::Zero => 0.0,
@@ -117,6 +117,39 @@ fn agrees_with_the_oracle() {
                     let room = RELATIVE * (magnitude + first.abs());
                     assert!((*got as f64 - want).abs() <= room, "{g:?} {start:?} {generic} at {at}: {got} {want}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pair_beside_is_the_sum_of_both() {
+    for (index, (g, axis)) in geometries().into_iter().enumerate() {
+        let (layer, seed) = (Winograd::along(&g, axis).unwrap(), 10 * index as u64);
+        let (x, w) = (values(seed, g.input_len()), values(seed + 1, g.patch() * g.output_channels));
+        let bias = values(seed + 2, g.output_channels);
+        for rank in [1, 3, 11] {
+            let narrow = ConvGeometry { output_channels: rank, ..g.clone() };
+            let (a, b) = (values(seed + 3, g.patch() * rank), values(seed + 4, rank * g.output_channels));
+            let mut packed = vec![0.0; b.len()];
+            pack(rank, g.output_channels, &b, &mut packed);
+            let (u, a_u) = (transformed(layer, &w), transformed(Winograd::along(&narrow, axis).unwrap(), &a));
+            let pair = Pair { rank, u: &a_u, b: &packed };
+            let (mut y, mut work) = (vec![f32::NAN; g.output_len()], vec![f32::NAN; layer.beside_work_len(rank)]);
+            layer.convolve_beside(Start::Bias(&bias), &x, &u, pair, &mut y, Some([-0.4, 0.7]), &mut work);
+            let (base, h) = (oracle(&g, axis, &x, &w), oracle(&narrow, axis, &x, &a));
+            for (at, (got, [sum, magnitude])) in y.iter().zip(base).enumerate() {
+                let (position, o) = (at / g.output_channels, at % g.output_channels);
+                let (mut want, mut room) = (bias[o] as f64 + sum, bias[o].abs() as f64 + magnitude);
+                for r in 0..rank {
+                    let ([h, magnitude], b) = (h[position * rank + r], b[r * g.output_channels + o] as f64);
+                    want += h * b;
+                    room += magnitude * b.abs();
+                }
+                assert!(
+                    (*got as f64 - want.clamp(-0.4f32 as f64, 0.7f32 as f64)).abs() <= RELATIVE * room,
+                    "{g:?} {rank}"
+                );
             }
         }
     }
